@@ -1,0 +1,112 @@
+"""What an engine is to the rest of the house: requests in, events out, one contract for every adapter.
+
+The daemon holds an `Engine` per loaded model; behind it is a worker process (`supervisor`) or a server driver.
+Every adapter and the scripted one pass the same conformance suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "cancel"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What a worker needs to load one model. Paths are read-only to it."""
+
+    engine: str
+    """Name of the adapter: `llama` (xllamacpp) or `scripted`."""
+    model_path: Path | None
+    """The model file; None for the scripted engine, which has none."""
+    model_root: str
+    """Root CID of the model; the scripted engine uses it as its seed."""
+    context_tokens: int = 2048
+    parallel: int = 4
+    """Requests decoded at the same time."""
+    threads: int = 1
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Engine-specific settings from the config, for example the scripted engine's `tokens_per_second`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine says of itself once a model is loaded: measured, not wished."""
+
+    engine: str
+    build: str
+    """Version of the binding and of the code under it."""
+    backend: str
+    """`cpu`, `cuda`, ..."""
+    instruction_set: str
+    context_tokens: int
+    """Tokens one request may use, prompt and answer together."""
+    parallel: int
+    quantization: str
+    flags: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One chat completion. `messages` is OpenAI's list of {role, content}; the engine applies the chat template."""
+
+    messages: tuple[dict[str, str], ...]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    cache_scope: str = ""
+    """Prompt caches are reused only within one scope (asker and conversation); empty: never reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Prompt tokens processed so far."""
+
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Text emitted since the last event, one piece a token where the engine shows tokens."""
+
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The terminal event of a request, exactly one."""
+
+    reason: FinishReason
+    tokens_in: int
+    tokens_out: int
+
+
+EngineEvent = Prefill | Pieces | Finished
+
+
+class Engine(Protocol):
+    """A loaded model that takes requests."""
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine now."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        """Events of one request; leaving the block early cancels it in the engine.
+
+        Raises EngineCrashed when the worker dies, OctonodeError with CONTEXT_EXCEEDED, BAD_REQUEST, OVERLOADED or
+        ENGINE_FAILED for what the engine refuses. The event buffer is bounded: a consumer that stops reading stalls
+        only its own request.
+        """
+        ...
