@@ -1,0 +1,265 @@
+"""Settings: frozen dataclasses <- TOML <- OCTONODE_* variables <- flags. Unknown keys are errors that name the nearest.
+
+`OCTONODE_HOME` (default `~/.octonode`) holds all of a node's state, `config.toml` among it. A variable is
+`OCTONODE_<SECTION>_<FIELD>`, such as `OCTONODE_NETWORK_LISTEN`; lists are comma-separated there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from octonode.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    listen: str = "127.0.0.1:8808"
+    """HOST:PORT of the HTTP faces; port 0 lets the kernel choose."""
+    keys: tuple[str, ...] = ()
+    """Keys that may use `/v1/*` from beyond loopback. A key written `admin:KEY` may also change the node."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host header names accepted beside loopback names and the bound address."""
+    cors_origins: tuple[str, ...] = ()
+    request_bytes_max: int = 4 * MIB
+    connections_max: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    listen: str = "0.0.0.0:4808"
+    bootstrap: tuple[str, ...] = ()
+    """Multiaddrs dialled at start, each ending in /p2p/<id>."""
+    static_peers: tuple[str, ...] = ()
+    """Multiaddrs that are dialled again whenever the connection is lost."""
+    announce_addresses: tuple[str, ...] = ()
+    """Multiaddrs to announce instead of those we listen on (behind a port forward)."""
+    access: Literal["token", "peers", "open"] = "token"
+    """Who may send tasks: holders of the join token, the list below, or anybody (`--public`)."""
+    allowed_peers: tuple[str, ...] = ()
+    muxer: Literal["stock", "own"] = "stock"
+    region: str = ""
+    streams_per_peer_max: int = 200
+    connections_max: int = 256
+    peerbook_peers_max: int = 4096
+    announcement_ttl_seconds: float = 120.0
+    dial_timeout_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    listen: str = "0.0.0.0:4810"
+    enabled: bool = True
+    connections_max: int = 128
+    upload_bytes_per_second_max: int = 0
+    """0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsConfig:
+    serve: tuple[str, ...] = ()
+    """References of models to fetch, load and serve: publisher/name[@range], cid:..., file:/path."""
+    gateways: tuple[str, ...] = ()
+    """HTTPS or HTTP gateways asked after the peers, for example `https://ipfs.example`."""
+    disk_bytes_max: int = 0
+    """0: whatever the disk has."""
+    trust: tuple[str, ...] = ()
+    """Publishers trusted from the start (peer ids)."""
+    trust_all: bool = False
+    """Take manifests of unknown publishers without asking; for test networks."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnginesConfig:
+    default: str = "auto"
+    """`auto` picks by the format of the model; else the name of an adapter."""
+    threads: int = 0
+    """0: one less than the physical cores, at least 1. llama.cpp collapses when threads contend."""
+    parallel: int = 4
+    context_tokens: int = 2048
+    prefill_chunk_tokens: int = 64
+    prompt_cache_bytes_max: int = 256 * MIB
+    python: str = ""
+    """Interpreter of the workers; empty: ours."""
+    memory_bytes_max: int = 0
+    """Resident memory at which a worker is ended; 0: nine tenths of the machine's."""
+    load_timeout_seconds: float = 300.0
+    no_progress_timeout_seconds: float = 60.0
+    crashes_before_quarantine: int = 5
+    scripted_tokens_per_second: float = 0.0
+    """Pace of the scripted engine; 0: as fast as it can."""
+    sandbox: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TasksConfig:
+    open_max: int = 256
+    """Open tasks in all, queued and running."""
+    queue_max: int = 64
+    """Tasks waiting for an engine slot."""
+    open_per_peer_max: int = 256
+    requests_per_second_known: float = 100.0
+    requests_burst_known: int = 200
+    requests_per_second_unknown: float = 10.0
+    requests_burst_unknown: int = 20
+    silence_timeout_seconds: float = 3.0
+    first_token_timeout_seconds: float = 120.0
+    candidates_max: int = 8
+    receipts_max: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    file_bytes_max: int = 16 * MIB
+    files_max: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    home: Path
+    api: ApiConfig = field(default_factory=ApiConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+    engines: EnginesConfig = field(default_factory=EnginesConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+SECTIONS: dict[str, type] = {
+    "api": ApiConfig,
+    "network": NetworkConfig,
+    "gateway": GatewayConfig,
+    "models": ModelsConfig,
+    "engines": EnginesConfig,
+    "tasks": TasksConfig,
+    "log": LogConfig,
+}
+
+
+def home_from(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("OCTONODE_HOME") or Path.home() / ".octonode").expanduser().absolute()
+
+
+def load(
+    *,
+    home: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+    file: Path | None = None,
+) -> Config:
+    """The settings of a node. `flags` is {section: {field: value}} and wins; None values there are ignored.
+
+    Raises ConfigError that names the place, the value and what would be accepted.
+    """
+    home = home or home_from(environ)
+    path = file or home / "config.toml"
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    if file is not None or path.exists():
+        _merge(values, read_toml(path), where=str(path))
+    _merge(values, _from_environ(environ), where="environment")
+    given = {s: {k: v for k, v in fields.items() if v is not None} for s, fields in (flags or {}).items()}
+    _merge(values, given, where="flags")
+    return Config(home=home, **{name: cls(**values[name]) for name, cls in SECTIONS.items()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _merge(into: dict[str, dict[str, Any]], raw: Mapping[str, Any], *, where: str) -> None:
+    for section, fields in raw.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{where}: there is no section [{section}]{nearest(section, SECTIONS)}")
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{where}: {section} is a section, write [{section}] and its fields below")
+        hints = typing.get_type_hints(SECTIONS[section])
+        for name, value in fields.items():
+            if name not in hints:
+                raise ConfigError(f"{where}: [{section}] has no field {name}{nearest(name, hints)}")
+            into[section][name] = convert(value, hints[name], f"{where}: {section}.{name}")
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint` of a field. Raises ConfigError."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{where} = {value!r}: use one of {', '.join(map(str, choices))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{where} = {value!r}: a list of texts is needed")
+        return tuple(value)
+    return _convert_scalar(value, hint, where)
+
+
+def _convert_scalar(value: Any, hint: type, where: str) -> Any:
+    assert not isinstance(hint, types.UnionType)
+    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+        return value.lower() in ("true", "1")
+    if hint in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            number = hint(value)
+        except ValueError:
+            raise ConfigError(f"{where} = {value!r}: a number is needed") from None
+        if number < 0:
+            raise ConfigError(f"{where} = {value!r}: it cannot be negative")
+        return number
+    if isinstance(value, hint):
+        return value
+    raise ConfigError(f"{where} = {value!r}: {hint.__name__} is needed")
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """OCTONODE_<SECTION>_<FIELD> variables; other OCTONODE_ names are errors, since a typo must not pass unseen."""
+    out: dict[str, dict[str, str]] = {}
+    for name, value in environ.items():
+        if not name.startswith("OCTONODE_") or name in ENVIRONMENT_NAMES:
+            continue
+        section, _, fieldname = name.removeprefix("OCTONODE_").lower().partition("_")
+        out.setdefault(section, {})[fieldname] = value
+    return out
+
+
+ENVIRONMENT_NAMES = frozenset({"OCTONODE_HOME", "OCTONODE_TOKEN", "OCTONODE_TEST_MODEL"})
+"""Variables of ours that are not settings."""
+
+
+def split_host_port(text: str, where: str) -> tuple[str, int]:
+    """("127.0.0.1", 8808) from "127.0.0.1:8808"; "[::1]:0" works. Raises ConfigError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{where} = {text!r}: write HOST:PORT, for example 127.0.0.1:8808 (port 0: the kernel chooses)")
+    return host.strip("[]"), int(port)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values, for `config get` and for status; keys of the API are hidden."""
+    values = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
+    values["api"]["keys"] = ["***"] * len(config.api.keys)
+    return {"home": str(config.home), **values}
