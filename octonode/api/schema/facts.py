@@ -1,0 +1,223 @@
+"""What a node says of itself over HTTP: the native JSON shapes, as frozen dataclasses. Spec: protocols/http.md.
+
+The daemon fills them in (`api/ports.py`), `shape` turns them into JSON and back, `client.py` hands them out. Fields are
+added, never renamed; a reader ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """A part of the node that does not work now. The node runs on and tries again."""
+
+    part: str
+    """`network`, `engine`, `gateway`, `store`, a model's reference, ..."""
+    reason: str
+    """What is wrong and what to do about it, in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    running: int = 0
+    queued: int = 0
+    completed: int = 0
+    failed: int = 0
+    """Since the daemon started, asked and served together."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """`GET /api/v1/node`."""
+
+    peer_id: str
+    version: str
+    state: Literal["starting", "active", "leaving"] = "starting"
+    addresses: tuple[str, ...] = ()
+    """Multiaddrs to dial us at, each ending in /p2p/<peer id>."""
+    api: str = ""
+    """Base URL of this API, such as `http://127.0.0.1:8808`."""
+    gateway: str = ""
+    """HOST:PORT of the block gateway; empty when it is off."""
+    join: str = ""
+    """The join line. It carries the access token, so it is shown to admins alone."""
+    pid: int = 0
+    started_at_ms: int = 0
+    tier: str = ""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
+    access: str = ""
+    region: str = ""
+    peers_connected: int = 0
+    peers_known: int = 0
+    serving: tuple[str, ...] = ()
+    """References of the models loaded here."""
+    tasks: TaskCounts = field(default_factory=TaskCounts)
+    degraded: tuple[Degraded, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFacts:
+    """One row of `GET /api/v1/peers`."""
+
+    peer_id: str
+    connected: bool = False
+    addresses: tuple[str, ...] = ()
+    tier: str = ""
+    region: str = ""
+    state: str = ""
+    """`active` or `leaving`; empty before its first announcement."""
+    engines: tuple[str, ...] = ()
+    serving: tuple[str, ...] = ()
+    """Models it says it serves: publisher/name where it has one, else the root CID."""
+    holding: tuple[str, ...] = ()
+    seen_at_ms: int = 0
+    expires_at_ms: int = 0
+    """When its announcement ends."""
+    round_trip_ms: float | None = None
+    agent_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """One model, held here or known from peers."""
+
+    reference: str
+    """What to write to mean this model: `publisher/name`, else `cid:<root>`."""
+    root: str
+    """Root CID of its file or directory."""
+    manifest: str = ""
+    """CID of the signed manifest; empty when it is known by its root alone."""
+    name: str = ""
+    publisher: str = ""
+    """Peer id of the publisher."""
+    version: str = ""
+    size_bytes: int = 0
+    have_bytes: int = 0
+    """Bytes held here; equal to `size_bytes` when complete."""
+    complete: bool = False
+    state: Literal["held", "fetching", "loading", "serving", "network"] = "network"
+    """`network`: not held here, served or held by peers."""
+    detail: str = ""
+    """Why it is not serving though it should be, or how far it is."""
+    format: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    context_tokens: int = 0
+    license: str = ""
+    created_at_ms: int = 0
+    trusted: bool = False
+    pinned: bool = False
+    servers: tuple[str, ...] = ()
+    """Peer ids that announce that they serve it, ours among them."""
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProgress:
+    """How far a model verb is. Streamed; each replaces the one before."""
+
+    stage: str
+    """`import`, `sign`, `find`, `fetch`, `verify`, `publish`, `load`, ..."""
+    done: int = 0
+    total: int = 0
+    """Bytes; 0 of 0 where unknown."""
+    bytes_by_source: dict[str, int] = field(default_factory=dict)
+    bytes_per_second: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutcome:
+    """What a model verb ended with."""
+
+    model: ModelFacts
+    bytes_by_source: dict[str, int] = field(default_factory=dict)
+    """Fetched in this call, by source: `gateway:<peer id>`, `https://...`."""
+    seconds: float = 0.0
+    records: int = 0
+    """Peers that took a provider record."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """A publisher whose manifests are taken without asking."""
+
+    peer_id: str
+    note: str = ""
+    since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """One row of `GET /api/v1/tasks`. Prompts and answers are never kept."""
+
+    task: str
+    """Task id, 32 hex digits."""
+    role: Literal["asker", "provider"]
+    peer: str
+    """The other side; our own peer id when the local engine answered."""
+    model_root: str
+    state: str
+    """submitted, working, input_required, completed, failed, canceled or rejected."""
+    code: str = ""
+    """Why it failed or was rejected: a code of the error table."""
+    started_at_ms: int = 0
+    ended_at_ms: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    receipt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptFacts:
+    """`GET /api/v1/receipts/{task}`: the receipt as signed, and what it says."""
+
+    task: str
+    receipt: bytes
+    """dag-cbor bytes as signed; base64 in JSON. protocols/receipt.md says how to check them."""
+    verified: bool
+    """True when the signature is its signer's and the receipt is about our request."""
+    provider: str = ""
+    asker: str = ""
+    model_root: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Every field of the receipt, by its name there; byte strings as hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFacts:
+    """One candidate of `POST /api/v1/explain`: who might answer, and why or why not."""
+
+    peer: str
+    accepted: bool
+    reason: str
+    rank: int = 0
+    """Order in which accepted candidates are asked, from 0."""
+    local: bool = False
+    tier: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the choice looked at: announced speed, queue, first token, failures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check of `GET /api/v1/doctor`."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    summary: str
+    fix: str = ""
+    """What to do, in a line; empty when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What `POST /api/v1/peers` ended with."""
+
+    peer_id: str
+    address: str = ""
