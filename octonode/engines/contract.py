@@ -86,6 +86,8 @@ class Finished:
     reason: FinishReason
     tokens_in: int
     tokens_out: int
+    tokens_cached: int = 0
+    """Prompt tokens that were not computed again, since the same scope's last prompt began alike."""
 
 
 EngineEvent = Prefill | Pieces | Finished
