@@ -33,6 +33,7 @@ MANIFEST_DOMAIN = b"octonode/manifest/1\0"
 TRANSCRIPT_DOMAIN = b"octonode/transcript/1\0"
 SERVE_KEY_DOMAIN = b"octonode/serve/1\0"
 TIER_KEY_DOMAIN = b"octonode/tier/1\0"
+NAME_KEY_DOMAIN = b"octonode/name/1\0"
 
 # identity multihash (00, length 36) of the protobuf PublicKey {type: Ed25519 = 1, data: 32 bytes}
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")

@@ -129,5 +129,32 @@ class PubSub(Protocol):
     async def publish(self, topic: str, data: bytes) -> None: ...
 
     async def subscribe(self, topic: str) -> trio.MemoryReceiveChannel[tuple[PeerId, bytes]]:
-        """(author, data) pairs. The channel holds at most 256; the oldest behaviour at the bound is to drop new ones."""
+        """(author, data) pairs. The channel holds at most 256; new ones are dropped at the bound."""
+        ...
+
+
+ValidateRecord = Callable[[str, bytes], None]
+"""(key, value): raises anything to refuse a record of the value store."""
+
+SelectRecord = Callable[[str, list[bytes]], int]
+"""(key, values that passed the validator): the index of the best one."""
+
+
+class Network(Protocol):
+    """The four services over one identity, and the task that keeps them alive."""
+
+    @property
+    def host(self) -> Host: ...
+
+    @property
+    def routing(self) -> ContentRouting: ...
+
+    @property
+    def values(self) -> ValueStore: ...
+
+    @property
+    def pubsub(self) -> PubSub: ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; `started` once the addresses are known. Raises ConfigError when a port is taken."""
         ...
