@@ -1,0 +1,205 @@
+"""What a node says of itself to its peers, signed and short-lived. Spec: protocols/announcement.md."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from octonode.errors import LocalProtocolError, RemoteProtocolError
+from octonode.identity import Signer
+from octonode.ids import ANNOUNCEMENT_DOMAIN, PeerId
+from octonode.protocol import fields, signed
+from octonode.protocol.limits import DEFAULT_LIMITS, Limits
+
+STATES = frozenset({"active", "leaving"})
+ACCESS = frozenset({"token", "peers", "open"})
+TIERS = frozenset({"edge", "consumer", "prosumer", "enterprise"})
+PRICE_BASES = frozenset({"tokens", "seconds", "tokens_per_second"})
+ADDRESSES_MAX, ENGINES_MAX, MODELS_MAX, HARDWARE_KEYS_MAX = 16, 16, 64, 24
+_CID_BYTES_MAX, _NAME_BYTES_MAX, _SHORT_BYTES_MAX = 128, 200, 64
+_SIGNATURE_OVERHEAD_BYTES = 192
+"""What `{announcement, signature, signer}` adds to the announcement's own bytes, rounded up."""
+
+HardwareValue = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model that is loaded and takes tasks, with figures measured on this node."""
+
+    root: str
+    manifest: str = ""
+    """CID of the signed manifest, or empty."""
+    name: str = ""
+    """`<publisher peer id>/<name>`, or empty."""
+    version: str = ""
+    context_tokens: int = 0
+    parallel: int = 1
+    """Requests decoded at the same time."""
+    running: int = 0
+    tokens_per_second: float = 0.0
+    first_token_ms: int = 0
+    quantization: str = ""
+    price_basis: str = "tokens"
+    """`tokens`: the prices are µOCTO per million tokens; `seconds`, `tokens_per_second`: per second."""
+    price_in_micro_octo: int = 0
+    price_out_micro_octo: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A model whose blocks are handed on."""
+
+    root: str
+    manifest: str = ""
+    name: str = ""
+    version: str = ""
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    peer_id: PeerId
+    sequence: int
+    """Rises with every announcement of a peer, over restarts too; the highest one stands."""
+    issued_at_ms: int
+    expires_at_ms: int
+    state: Literal["active", "leaving"] = "active"
+    addresses: tuple[str, ...] = ()
+    """Multiaddrs it may be dialled at."""
+    gateway_port: int = 0
+    """Port of the block gateway; its host is the address of the authenticated connection. 0: none."""
+    tier: str = "edge"
+    hardware: dict[str, HardwareValue] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
+    serving: tuple[Serving, ...] = ()
+    holding: tuple[Holding, ...] = ()
+    access: str = "token"
+    region: str = ""
+    agent_version: str = ""
+    trimmed: bool = False
+    """True when entries of `serving` or `holding` were left out to stay under the size."""
+
+
+def sign_announcement(signer: Signer, announcement: Announcement, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """dag-cbor `{announcement: bytes, signature, signer}`. `signer` must be `announcement.peer_id`.
+
+    Raises LocalProtocolError (TOO_LARGE) above `limits.announcement_bytes_max`: use `fit` first.
+    """
+    assert announcement.peer_id == signer.peer_id, "a node announces itself alone"
+    data = signed.seal_document("announcement", ANNOUNCEMENT_DOMAIN, signer, _as_map(announcement))
+    if len(data) > limits.announcement_bytes_max:
+        message = f"an announcement of {len(data)} bytes is over {limits.announcement_bytes_max}; fit it first"
+        raise LocalProtocolError(message, code="TOO_LARGE")
+    return data
+
+
+def fit(announcement: Announcement, limits: Limits = DEFAULT_LIMITS) -> Announcement:
+    """`announcement` with the last entries of `holding`, then of `serving`, left out until it can be signed.
+
+    Nothing is lost to the network by it: provider records name every model, and hello answers for each.
+    """
+    room = limits.announcement_bytes_max - _SIGNATURE_OVERHEAD_BYTES
+    kept = replace(
+        announcement,
+        serving=announcement.serving[:MODELS_MAX],
+        holding=announcement.holding[:MODELS_MAX],
+    )
+    while len(signed.encode_dag_cbor(_as_map(kept))) > room and (kept.holding or kept.serving):
+        if kept.holding:
+            kept = replace(kept, holding=kept.holding[:-1], trimmed=True)
+        else:
+            kept = replace(kept, serving=kept.serving[:-1], trimmed=True)
+    if len(kept.serving) + len(kept.holding) < len(announcement.serving) + len(announcement.holding):
+        kept = replace(kept, trimmed=True)
+    return kept
+
+
+def open_announcement(data: bytes, now_ms: int, limits: Limits = DEFAULT_LIMITS) -> Announcement:
+    """The announcement in `data`: signed by the peer it names, and fresh at `now_ms`.
+
+    Raises RemoteProtocolError: TOO_LARGE, BAD_MESSAGE, BAD_SIGNATURE, CLOCK_SKEW (issued in the future), EXPIRED.
+    Whether its sequence is newer than the one known is the peerbook's to say.
+    """
+    document = signed.open_document("announcement", ANNOUNCEMENT_DOMAIN, data, limits.announcement_bytes_max)
+    announcement = _read(document.value)
+    if announcement.peer_id != document.signer:
+        raise RemoteProtocolError("an announcement signed by another peer than it names", code="BAD_SIGNATURE")
+    ahead_ms = announcement.issued_at_ms - now_ms
+    if ahead_ms > limits.clock_skew_ms_max:
+        message = f"an announcement issued {ahead_ms // 1000} s in the future: check the clocks of both machines"
+        raise RemoteProtocolError(message, code="CLOCK_SKEW")
+    if announcement.expires_at_ms <= now_ms:
+        raise RemoteProtocolError("the announcement has expired", code="EXPIRED")
+    if announcement.expires_at_ms - announcement.issued_at_ms > limits.announcement_ttl_ms_max:
+        raise RemoteProtocolError("an announcement must expire within an hour of its issue")
+    return announcement
+
+
+def _as_map(announcement: Announcement) -> dict[str, Any]:
+    value = asdict(announcement)
+    value["addresses"] = list(announcement.addresses)
+    value["engines"] = list(announcement.engines)
+    value["serving"] = list(value["serving"])
+    value["holding"] = list(value["holding"])
+    return {"version": 1, **value}
+
+
+def _read(value: dict[str, Any]) -> Announcement:
+    if fields.natural(value, "version") != 1:
+        raise RemoteProtocolError("the announcement's version is not known here", code="UNSUPPORTED")
+    return Announcement(
+        peer_id=fields.peer_id(value, "peer_id"),
+        sequence=fields.natural(value, "sequence"),
+        issued_at_ms=fields.natural(value, "issued_at_ms"),
+        expires_at_ms=fields.natural(value, "expires_at_ms"),
+        state=fields.choice(value, "state", STATES),
+        addresses=fields.texts(value, "addresses", most=ADDRESSES_MAX, bytes_max=256),
+        gateway_port=fields.natural(value, "gateway_port", 0, most=65535),
+        tier=fields.choice(value, "tier", TIERS),
+        hardware=_read_hardware(value),
+        engines=fields.texts(value, "engines", most=ENGINES_MAX, bytes_max=_SHORT_BYTES_MAX),
+        serving=tuple(_read_serving(item) for item in fields.items(value, "serving", most=MODELS_MAX)),
+        holding=tuple(_read_holding(item) for item in fields.items(value, "holding", most=MODELS_MAX)),
+        access=fields.choice(value, "access", ACCESS),
+        region=fields.text(value, "region", "", bytes_max=_SHORT_BYTES_MAX),
+        agent_version=fields.text(value, "agent_version", "", bytes_max=_SHORT_BYTES_MAX),
+        trimmed=fields.boolean(value, "trimmed", False),
+    )
+
+
+def _read_hardware(value: dict[str, Any]) -> dict[str, HardwareValue]:
+    hardware = fields.plain_map(value, "hardware", depth=1)
+    if len(hardware) > HARDWARE_KEYS_MAX or not all(type(i) in (str, int, float, bool) for i in hardware.values()):
+        raise RemoteProtocolError(f"field hardware holds at most {HARDWARE_KEYS_MAX} texts, numbers and bools")
+    return hardware
+
+
+def _read_serving(item: Any) -> Serving:
+    value = fields.as_map(item, "serving")
+    return Serving(
+        root=fields.text(value, "root", bytes_max=_CID_BYTES_MAX),
+        manifest=fields.text(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
+        name=fields.text(value, "name", "", bytes_max=_NAME_BYTES_MAX),
+        version=fields.text(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
+        context_tokens=fields.natural(value, "context_tokens", 0),
+        parallel=fields.natural(value, "parallel", 1),
+        running=fields.natural(value, "running", 0),
+        tokens_per_second=fields.number(value, "tokens_per_second", 0.0),
+        first_token_ms=fields.natural(value, "first_token_ms", 0),
+        quantization=fields.text(value, "quantization", "", bytes_max=_SHORT_BYTES_MAX),
+        price_basis=fields.choice(value, "price_basis", PRICE_BASES, "tokens"),
+        price_in_micro_octo=fields.natural(value, "price_in_micro_octo", 0),
+        price_out_micro_octo=fields.natural(value, "price_out_micro_octo", 0),
+    )
+
+
+def _read_holding(item: Any) -> Holding:
+    value = fields.as_map(item, "holding")
+    return Holding(
+        root=fields.text(value, "root", bytes_max=_CID_BYTES_MAX),
+        manifest=fields.text(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
+        name=fields.text(value, "name", "", bytes_max=_NAME_BYTES_MAX),
+        version=fields.text(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
+        complete=fields.boolean(value, "complete", True),
+    )
