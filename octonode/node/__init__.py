@@ -1,0 +1,1 @@
+"""The composition root: builds every part, owns the nursery tree, drains. The parts do not know each other."""
