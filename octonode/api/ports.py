@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from octonode.api.schema import (
     AddModel,
-    CandidateFacts,
     FetchModel,
     Finding,
     Joined,
@@ -25,14 +24,12 @@ from octonode.api.schema import (
     PeerFacts,
     Publisher,
     PublishModel,
-    ReceiptFacts,
     ServeModel,
-    TaskFacts,
     VerifyModel,
 )
-
-if TYPE_CHECKING:
-    from octonode.tasks.dispatcher import Ask, AskEvent
+from octonode.ids import TaskId
+from octonode.tasks.asking import Ask, AskEvent, Candidate
+from octonode.tasks.receipts import StoredReceipt, TaskRecord
 
 Report = Callable[[ModelProgress], None]
 """Called as often as the callee likes, from the trio thread; the face keeps the latest and paces what it sends."""
@@ -45,7 +42,9 @@ class Asking(Protocol):
         """Events of one question; leaving the block early cancels it at the provider. Raises OctonodeError."""
         ...
 
-    async def explain(self, ask: Ask) -> Sequence[CandidateFacts]: ...
+    async def explain(self, ask: Ask) -> Sequence[Candidate]:
+        """Everybody who might answer: the accepted ones in the order of asking, then the rejected."""
+        ...
 
 
 class Models(Protocol):
@@ -120,15 +119,13 @@ class Peers(Protocol):
 
 
 class Records(Protocol):
-    """Tasks and receipts kept in `state.py`."""
+    """Tasks and receipts as `state.py` keeps them."""
 
-    async def tasks(self, *, limit: int) -> Sequence[TaskFacts]:
+    async def tasks(self, *, limit: int = 100) -> Sequence[TaskRecord]:
         """The latest first, both roles."""
         ...
 
-    async def receipt(self, task: str) -> ReceiptFacts:
-        """`task` is 32 hex digits. Raises NotFound with TASK_NOT_FOUND."""
-        ...
+    async def receipt(self, task: TaskId) -> StoredReceipt | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,17 +191,22 @@ class ReceiptFacts:
 
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
-    """One candidate of `POST /api/v1/explain`: who might answer, and why or why not."""
+    """One candidate of `POST /api/v1/explain`: who might answer, why or why not. `tasks.asking.Candidate` in JSON."""
 
     peer: str
+    local: bool
     accepted: bool
     reason: str
     rank: int = 0
     """Order in which accepted candidates are asked, from 0."""
-    local: bool = False
     tier: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the choice looked at: announced speed, queue, first token, failures."""
+    tokens_per_second: float = 0.0
+    first_token_ms: float = 0.0
+    running: int = 0
+    parallel: int = 0
+    context_tokens: int = 0
+    price_in_micro_octo: int = 0
+    price_out_micro_octo: int = 0
 
 
 @dataclass(frozen=True, slots=True)

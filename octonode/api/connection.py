@@ -1,0 +1,167 @@
+"""One HTTP connection: anycorn speaks HTTP/1.1 and WebSocket, the socket and its deadlines are ours.
+
+Why not anycorn's own TCP server: it shields each write from cancellation without a deadline, so one client that stops
+reading holds the whole shutdown for ever, and it bounds neither connections nor HTTP/2 (decision 0007).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from anycorn.config import Config as AnycornConfig
+from anycorn.events import Closed, Event, RawData, Updated
+from anycorn.protocol.h11 import H11Protocol
+from anycorn.task_group import TaskGroup
+from anycorn.worker_context import WorkerContext
+
+log = logging.getLogger(__name__)
+
+READ_BYTES_MAX = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds of the HTTP server. protocols/http.md has the same table."""
+
+    connections_max: int = 1024
+    """At the bound a new connection is answered 503 and closed."""
+    header_bytes_max: int = 16 * 1024
+    """Request line and headers; more is 431."""
+    idle_timeout_seconds: float = 15.0
+    """From accept, or from the end of an answer, to the last byte of the next request's headers."""
+    write_stall_timeout_seconds: float = 30.0
+    """A client whose window stays closed for so long is cut; its task is cancelled."""
+    linger_timeout_seconds: float = 2.0
+    """How long we read and drop what a client still sends after our FIN, so that a reset does not eat our answer."""
+    linger_bytes_max: int = 16 * 1024 * 1024
+    drain_timeout_seconds: float = 5.0
+    """From the shutdown event to the cut of what still runs."""
+
+
+class _Http1(H11Protocol):  # type: ignore[misc]  # anycorn's types are not read
+    """HTTP/1.1 and WebSocket alone: an offer of HTTP/2 is ignored, as RFC 9110 section 7.8 allows."""
+
+    async def _check_protocol(self, event: Any) -> None:
+        return
+
+
+class Connection:
+    """Serves one accepted socket until either side closes it. `run` owns the socket and never raises but Cancelled."""
+
+    def __init__(
+        self,
+        socket: trio.socket.SocketType,
+        app: Any,
+        config: AnycornConfig,
+        context: WorkerContext,
+        limits: ConnectionLimits,
+    ) -> None:
+        self._socket = socket
+        self._app = app
+        self._config = config
+        self._context = context
+        self._limits = limits
+        self._write_lock = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._idle = True
+        self._finished = False  # our FIN is out
+        self._cut = False
+
+    async def run(self) -> None:
+        try:
+            await self._run()
+        except* OSError:
+            log.debug("an HTTP connection broke", exc_info=True)
+        except* Exception:
+            log.exception("an HTTP connection failed; it alone is closed")
+        finally:
+            self._socket.close()
+
+    async def _run(self) -> None:
+        self._socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+        client, server = _endpoint(self._socket.getpeername()), _endpoint(self._socket.getsockname())
+        async with TaskGroup() as tasks:
+            self._protocol = _Http1(
+                self._app, self._config, self._context, tasks, {}, client, server, self._on_event, None
+            )
+            self._reading.deadline = trio.current_time() + self._limits.idle_timeout_seconds
+            await self._read()
+            await self._protocol.handle(Closed())
+
+    def drain(self) -> None:
+        """Close now if no request is running; else anycorn closes after the answer, since the context is terminated."""
+        if self._idle:
+            self._reading.cancel()
+
+    async def _read(self) -> None:
+        dropped_bytes = 0
+        with self._reading:
+            while not self._cut:
+                try:
+                    data = await self._socket.recv(READ_BYTES_MAX)
+                except (OSError, trio.ClosedResourceError):
+                    return
+                if not data:
+                    return
+                if not self._finished:
+                    await self._protocol.handle(RawData(data))
+                    continue
+                dropped_bytes += len(data)
+                if dropped_bytes > self._limits.linger_bytes_max:
+                    return
+
+    async def _on_event(self, event: Event) -> None:
+        """What the protocol wants of the socket."""
+        if isinstance(event, RawData):
+            if not await self._write(event.data):
+                await self._protocol.handle(Closed())
+        elif isinstance(event, Updated):
+            self._idle = event.idle
+            self._reading.deadline = trio.current_time() + self._limits.idle_timeout_seconds if event.idle else math.inf
+            if event.idle and self._context.terminated.is_set():
+                self._reading.cancel()
+        elif isinstance(event, Closed):
+            self._finish()
+            await self._protocol.handle(Closed())
+
+    async def _write(self, data: bytes) -> bool:
+        """False when the client is gone or does not read. A write that is cancelled half-way cuts the connection."""
+        async with self._write_lock:
+            if self._cut or self._finished:
+                return False
+            rest = memoryview(data)
+            whole = False
+            try:
+                while rest:
+                    with trio.fail_after(self._limits.write_stall_timeout_seconds):
+                        rest = rest[await self._socket.send(rest) :]
+                whole = True
+            except trio.TooSlowError:
+                log.info("an HTTP client stopped reading for %g s: cut", self._limits.write_stall_timeout_seconds)
+            except (OSError, trio.ClosedResourceError):
+                pass
+            finally:
+                if not whole:
+                    self._cut = True
+                    self._socket.close()
+            return whole
+
+    def _finish(self) -> None:
+        """Send FIN and give the reader a moment to drop what is still on its way; `run` closes the socket."""
+        if self._finished or self._cut:
+            return
+        self._finished = True
+        draining = self._context.terminated.is_set()
+        self._reading.deadline = trio.current_time() + (0 if draining else self._limits.linger_timeout_seconds)
+        try:
+            self._socket.shutdown(trio.socket.SHUT_WR)
+        except OSError:
+            self._reading.cancel()
+
+
+def _endpoint(name: Any) -> tuple[str, int]:
+    return (name[0], name[1])
