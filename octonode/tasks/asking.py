@@ -1,0 +1,136 @@
+"""A question and what comes back for it, as values. `dispatcher` turns one into the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octonode.errors import OctonodeError
+from octonode.ids import PeerId, TaskId
+from octonode.protocol.messages import Privacy
+
+Ranking = Literal["balanced", "speed", "cost", "local"]
+"""How candidates are ordered; `routing.RANKINGS` says by what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One chat completion for whoever serves the model best."""
+
+    model_root: str
+    """Root CID of the model."""
+    messages: tuple[dict[str, str], ...]
+    """OpenAI's list of {role, content}."""
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    privacy: Privacy = "public"
+    peer: PeerId | None = None
+    """Ask this peer alone, no other and not the local engine. Our own id: the local engine alone."""
+    rank: Ranking = "balanced"
+    conversation: bytes = b""
+    """16 bytes that later questions of the same conversation repeat, so that prompt caches help; empty: a new one."""
+    deadline_seconds: float = 600.0
+    """The task expires at its provider after this; at most an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A candidate is being asked now. The second and later ones say why the one before was left."""
+
+    number: int
+    """From 0."""
+    provider: PeerId
+    local: bool
+    moved_on: str = ""
+    """Code and message of the attempt before; empty for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The provider works and has no text yet."""
+
+    provider: PeerId
+    stage: str
+    """`queued`, `fetching`, `loading`, `prefill`, `decode`."""
+    done: int = 0
+    total: int = 0
+    """Units of the stage: place in the queue, bytes, tokens; 0 of 0 where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Text of the answer, in order and without gaps."""
+
+    pieces: tuple[str, ...]
+    first: int = 0
+    """Index of the first of them in the answer."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The last event: the answer is whole."""
+
+    finish_reason: str
+    """`stop` or `length`."""
+    tokens_in: int
+    tokens_out: int
+    provider: PeerId
+    local: bool
+    verified: bool
+    """The receipt is the provider's, about our request, and its transcript is what we received."""
+    reason: str = ""
+    """Why it is not verified."""
+    receipt: bytes | None = None
+    """dag-cbor bytes as signed, protocols/receipt.md; None when the provider sent none."""
+    request_header: bytes = b""
+    """Header of our signed request, the bytes that the receipt's request hash is about."""
+    task: TaskId = TaskId(b"")
+    pieces_total: int = 0
+    first_token_seconds: float = 0.0
+    """From the first attempt to the first piece."""
+    seconds: float = 0.0
+    """From the first attempt to this event."""
+
+
+AskEvent = Attempt | Progress | Pieces | Answered
+
+
+class ProviderLost(OctonodeError):
+    """The provider was lost after it had begun to answer. `received` is what it gave before, in order."""
+
+    code = "PROVIDER_LOST"
+
+    def __init__(self, message: str, *, provider: PeerId, received: tuple[str, ...], attested: int = 0) -> None:
+        super().__init__(message, detail={"provider": provider, "pieces": len(received), "attested_pieces": attested})
+        self.provider = provider
+        self.received = received
+        self.attested = attested
+        """How many of the pieces stand under a checkpoint that the provider signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One who might answer, with the verdict. `Dispatcher.explain` gives all of them, the accepted ones in order."""
+
+    peer: PeerId
+    local: bool
+    accepted: bool
+    reason: str
+    """Why it was rejected, or by what it was ranked."""
+    rank: int = 0
+    """Order in which accepted candidates are asked, from 0."""
+    tier: str = ""
+    tokens_per_second: float = 0.0
+    first_token_ms: float = 0.0
+    running: int = 0
+    parallel: int = 0
+    context_tokens: int = 0
+    price_in_micro_octo: int = 0
+    price_out_micro_octo: int = 0
