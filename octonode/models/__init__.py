@@ -1,0 +1,1 @@
+"""What a node holds: manifests, trust, the store of models, and how they are fetched."""

@@ -1,0 +1,1 @@
+"""Where blocks come from: a local file, octonode gateways, configured HTTPS gateways."""
