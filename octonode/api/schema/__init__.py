@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from octonode.api.schema.answers import (
+    DONE,
+    PING,
+    AnswerFacts,
+    Chunks,
+    completion,
+    error_event,
+    line,
+    model_list,
+    model_object,
+    sse_event,
+)
+from octonode.api.schema.chat import ChatRequest, parse_chat, privacy_level
 from octonode.api.schema.facts import (
     CandidateFacts,
     Degraded,
@@ -17,8 +30,12 @@ from octonode.api.schema.facts import (
     TaskCounts,
     TaskFacts,
 )
+from octonode.api.schema.failures import bad_request, error_body, error_from_body, error_headers
+from octonode.api.schema.plain import to_json
+from octonode.api.schema.shape import parse, read
 from octonode.api.schema.verbs import (
     AddModel,
+    Explain,
     FetchModel,
     Join,
     PublishModel,
@@ -28,9 +45,15 @@ from octonode.api.schema.verbs import (
 )
 
 __all__ = [
+    "DONE",
+    "PING",
     "AddModel",
+    "AnswerFacts",
     "CandidateFacts",
+    "ChatRequest",
+    "Chunks",
     "Degraded",
+    "Explain",
     "FetchModel",
     "Finding",
     "Join",
@@ -48,4 +71,19 @@ __all__ = [
     "TaskFacts",
     "TrustPublisher",
     "VerifyModel",
+    "bad_request",
+    "completion",
+    "error_body",
+    "error_event",
+    "error_from_body",
+    "error_headers",
+    "line",
+    "model_list",
+    "model_object",
+    "parse",
+    "parse_chat",
+    "privacy_level",
+    "read",
+    "sse_event",
+    "to_json",
 ]

@@ -7,10 +7,9 @@ not built is refused with the field's name, never dropped in silence; what only 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from octonode.api.schema.failures import bad_request
 from octonode.api.schema.shape import text
@@ -22,6 +21,7 @@ MODEL_CHARACTERS_MAX = 512
 TOKENS_MAX = 1 << 31
 SEED_MIN, SEED_MAX = -(1 << 63), (1 << 63) - 1
 
+PrivacyLevel = Literal["public", "shared", "confidential", "private"]
 PRIVACY_LEVELS = ("public", "shared", "confidential", "private")
 PRIVACY_BUILT = frozenset({"public"})
 
@@ -76,7 +76,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
-    privacy: str = "public"
+    privacy: PrivacyLevel = "public"
     peer: str = ""
     """Ask this peer alone (octonode extension)."""
     explain: bool = False
@@ -103,7 +103,7 @@ def parse_chat(body: Any, privacy_header: str | None = None) -> ChatRequest:
         stop=_stop(body.get("stop")),
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage"),
-        privacy=_privacy(body.get("privacy_level"), privacy_header),
+        privacy=privacy_level(body.get("privacy_level"), privacy_header),
         peer=_text_of(ours, "peer", "octonode.peer"),
         explain=_flag(ours, "explain", "octonode.explain"),
     )
@@ -191,7 +191,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     return tuple(text(each, "stop", STOP_CHARACTERS_MAX) for each in stops)
 
 
-def _privacy(field: Any, header: str | None) -> str:
+def privacy_level(field: Any, header: str | None = None) -> PrivacyLevel:
+    """The level a body field and a header ask for. Raises BAD_REQUEST, PRIVACY_UNAVAILABLE for one not built."""
     given = [each for each in (field, header) if each is not None]
     for each in given:
         if not isinstance(each, str) or each.strip().lower() not in PRIVACY_LEVELS:
@@ -203,7 +204,7 @@ def _privacy(field: Any, header: str | None) -> str:
     if level not in PRIVACY_BUILT:
         message = f"privacy level {level} cannot be met by this node yet; nothing was sent. It is never lowered for you"
         raise bad_request(message, "privacy_level", code="PRIVACY_UNAVAILABLE")
-    return level
+    return cast(PrivacyLevel, level)
 
 
 def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -240,7 +241,7 @@ def _number(body: Mapping[str, Any], name: str, low: float, high: float, *, abov
     value = body.get(name)
     if value is None:
         return 1.0
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if above else low <= value) or value > high:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not (low < value if above else low <= value) or not value <= high:  # so that NaN fails too
         raise bad_request(f"{name} must be a number {'above' if above else 'from'} {low} up to {high}", name)
     return float(value)

@@ -182,6 +182,8 @@ class ReceiptFacts:
     """dag-cbor bytes as signed; base64 in JSON. protocols/receipt.md says how to check them."""
     verified: bool
     """True when the signature is its signer's and the receipt is about our request."""
+    request_header: bytes = b""
+    """The signed header of the request; its sha256 is the receipt's `request`."""
     provider: str = ""
     asker: str = ""
     model_root: str = ""

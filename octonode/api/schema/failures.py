@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from octonode.api.schema.plain import to_json
 from octonode.errors import TABLE, OctonodeError
 
 RETRY_AFTER_DEFAULT_SECONDS = 1
@@ -32,7 +33,7 @@ def error_body(error: OctonodeError) -> dict[str, Any]:
     if error.retry_after_seconds is not None:
         body["retry_after_seconds"] = error.retry_after_seconds
     if detail:
-        body["detail"] = detail
+        body["detail"] = to_json(detail)
     return {"error": body}
 
 

@@ -1,4 +1,4 @@
-"""Between JSON and the frozen dataclasses of the faces: one reader and one writer for all of them. Pure.
+"""Between JSON and the frozen dataclasses of the faces: one reader for all of them. Pure; `plain` is the writer.
 
 Two readings: `parse` for request bodies is strict (an unknown field is an error that names the nearest), `read` for
 answers is lenient (a newer daemon may say more than we know).
@@ -19,19 +19,6 @@ from octonode.api.schema.failures import bad_request
 from octonode.errors import OctonodeError
 
 T = TypeVar("T")
-
-
-def to_json(value: Any) -> Any:
-    """JSON-ready: dataclasses become objects, tuples lists, bytes base64."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: to_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_json(each) for each in value]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode("ascii")
-    return value
 
 
 def parse(kind: type[T], body: Any) -> T:

@@ -62,3 +62,12 @@ class TrustPublisher:
 class Join:
     address: str
     """A join line or a multiaddr that ends in /p2p/<peer id>."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Who would answer a question about this model, and why or why not."""
+
+    model: str
+    peer: str = ""
+    privacy_level: str = "public"
