@@ -94,7 +94,7 @@ class Cid:
     @property
     def text(self) -> str:
         if self.version == 0:
-            return base58.b58encode(self.raw).decode()
+            return bytes(base58.b58encode(self.raw)).decode()
         return "b" + base64.b32encode(self.raw).decode().rstrip("=").lower()
 
     @property

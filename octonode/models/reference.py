@@ -77,7 +77,7 @@ def parse(text: str) -> Reference:
         return _file_reference(text)
     if text.startswith("hf:"):
         return _hub_reference(text.removeprefix("hf:"))
-    if (text.startswith(("bafy", "bafk")) or text.startswith("Qm")) and "/" not in text and len(text) > 40:
+    if text.startswith(("bafy", "bafk", "Qm")) and "/" not in text and len(text) > 40:
         return _cid_reference(text)
     return _name_reference(text)
 
@@ -143,7 +143,10 @@ def publisher_of(reference: NameReference, aliases: Mapping[str, PeerId]) -> Pee
 
 
 def choose_publisher(name: str, publishers: Mapping[PeerId, str]) -> PeerId:
-    """The only one of `publishers` (peer id -> alias) of a bare name. Raises NotFound for none, BadReference for several."""
+    """The only one of `publishers` (peer id -> alias) of a bare name.
+
+    Raises NotFound for none, and BadReference that lists them for several.
+    """
     if not publishers:
         raise NotFound(f"no trusted publisher has {name!r} here; write publisher/{name}", code="MODEL_NOT_FOUND")
     if len(publishers) > 1:
