@@ -117,7 +117,7 @@ class HeldModel:
         return None
 
     def file_of(self, root: Cid) -> FileRow | None:
-        return next((file for file in self.files if file.root == root.v1), None)
+        return next((file for file in self.files if file.root.v1 == root.v1), None)
 
     def run(self, file: FileRow, first_byte: int, last_byte: int | None, *, nodes: bool) -> Body | None:
         """A CAR of the leaves that hold the range, or None when one is missing. Raises RangeNotHeld."""

@@ -29,7 +29,8 @@ CREATE TABLE files (
 CREATE INDEX files_by_root ON files (root);
 CREATE TABLE nodes (cid BLOB PRIMARY KEY, block BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE leaves (
-  number INTEGER PRIMARY KEY, digest BLOB NOT NULL, file INTEGER NOT NULL, offset INTEGER NOT NULL, size INTEGER NOT NULL);
+  number INTEGER PRIMARY KEY, digest BLOB NOT NULL, file INTEGER NOT NULL,
+  offset INTEGER NOT NULL, size INTEGER NOT NULL);
 CREATE INDEX leaves_by_digest ON leaves (digest);
 CREATE INDEX leaves_by_offset ON leaves (file, offset);
 """
@@ -83,7 +84,8 @@ class Index:
         )
         for number, (file, place) in enumerate(zip(layout.files, stored, strict=True)):
             db.execute(
-                "INSERT INTO files (number, path, stored, root, size_bytes, first_leaf, leaf_count) VALUES (?,?,?,?,?,?,?)",
+                "INSERT INTO files (number, path, stored, root, size_bytes, first_leaf, leaf_count) "
+                "VALUES (?,?,?,?,?,?,?)",
                 (number, file.path, place, file.root.raw, file.size_bytes, file.first_leaf, file.leaf_count),
             )
         db.executemany("INSERT INTO nodes VALUES (?,?)", ((cid.v1.raw, block) for cid, block in layout.nodes.items()))
@@ -110,8 +112,8 @@ class Index:
         self._db.close()
 
     def model(self) -> ModelRow:
-        row = self._db.execute("SELECT * FROM model").fetchone()
-        return ModelRow(Cid.parse(row[0]), *row[1:5], bool(row[5]), bool(row[6]), bool(row[7]))
+        root, size, leaves, created, used, pinned, public, complete = self._db.execute("SELECT * FROM model").fetchone()
+        return ModelRow(Cid.parse(root), size, leaves, created, used, bool(pinned), bool(public), bool(complete))
 
     def set_flags(self, **flags: int) -> None:
         """Set columns of the model's row: pinned, public, complete, last_used_ms."""
@@ -122,7 +124,10 @@ class Index:
         rows = self._db.execute(
             "SELECT number, path, stored, root, size_bytes, first_leaf, leaf_count, inode, mtime_ns FROM files ORDER BY 1"
         )
-        return tuple(FileRow(*row[:3], Cid.from_bytes(row[3]), *row[4:]) for row in rows)
+        return tuple(
+            FileRow(number, path, stored, Cid.from_bytes(root), size, first, count, inode, mtime)
+            for number, path, stored, root, size, first, count, inode, mtime in rows
+        )
 
     def set_guard(self, number: int, inode: int, mtime_ns: int) -> None:
         self._db.execute("UPDATE files SET inode = ?, mtime_ns = ? WHERE number = ?", (inode, mtime_ns, number))

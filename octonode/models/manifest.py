@@ -187,9 +187,11 @@ def decode(data: bytes) -> ModelManifest:
 
 
 _FIELDS: Final = frozenset(
-    ("v", "publisher", "name", "version", "files", "profile", "root", "category", "architecture", "quantization")
-    + ("requirements", "context_tokens", "licence", "chat_template_sha256", "derived_from", "seq", "previous")
-    + ("created_ms", "ext")
+    [
+        *("v", "publisher", "name", "version", "files", "profile", "root", "category", "architecture"),
+        *("quantization", "requirements", "context_tokens", "licence", "chat_template_sha256", "derived_from"),
+        *("seq", "previous", "created_ms", "ext"),
+    ]
 )
 
 

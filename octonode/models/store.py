@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -27,6 +28,16 @@ _NEW: Final = ".new-"
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class ModelStore:
@@ -74,7 +85,7 @@ class ModelStore:
             if known is not None and known[0] == inode:
                 return known[1]
             if known is not None:
-                self._open.pop(root)[1].close()
+                self._open.pop(root)  # threads may still read from it; its connection closes with the last of them
             if inode == 0:
                 return None
             model = HeldModel(directory)
@@ -104,22 +115,28 @@ class ModelStore:
 
     def block(self, cid: Cid) -> Body | None:
         for model in self._public():
-            body = model.block(cid)
-            if body is not None:
-                return body
+            with contextlib.suppress(FileNotFoundError):  # removed between two looks
+                body = model.block(cid)
+                if body is not None:
+                    return body
         return None
 
     def run(self, root: Cid, first_byte: int, last_byte: int | None, *, nodes: bool) -> Body | None:
         for model in self._public():
             file = model.file_of(root)
-            body = model.run(file, first_byte, last_byte, nodes=nodes) if file is not None else None
-            if body is not None:
-                return body
+            if file is None:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                body = model.run(file, first_byte, last_byte, nodes=nodes)
+                if body is not None:
+                    return body
         return None
 
     def have(self, root: Cid) -> bytes | None:
         model = self.get(root)
-        return model.have() if model is not None and model.row.public else None
+        with contextlib.suppress(FileNotFoundError):
+            return model.have() if model is not None and model.row.public else None
+        return None
 
     def read_block(self, cid: Cid) -> bytes | None:
         """A block that we hold, hashed again; None when it is not here."""
@@ -148,8 +165,9 @@ class ModelStore:
         if existing is not None:
             return existing
         self._check_quota(layout.size_bytes)
-        new = self._new_directory(layout.root)
+        new = self._new_name(layout.root)
         try:
+            self._sweep(new)
             stored = [file.path or file_name for file in layout.files]
             assert all(safe_path(name) for name in stored)
             check_free(new, layout.size_bytes)
@@ -179,8 +197,9 @@ class ModelStore:
         existing = self.get(layout.root)
         if existing is not None and existing.row.complete:
             return existing
-        new = self._new_directory(layout.root)
+        new = self._new_name(layout.root)
         try:
+            self._sweep(new)
             stored = []
             for file, source in zip(layout.files, sources, strict=True):
                 target = new / DATA / (file.path or file_name)
@@ -202,22 +221,23 @@ class ModelStore:
             oldest = sorted((m for m in self.held() if not m.row.pinned), key=lambda m: m.row.last_used_ms)
             hint = f"; the longest unused is {oldest[0].root}" if oldest else ""
             raise OctonodeError(
-                f"models.disk_bytes_max allows {self._disk_bytes_max} bytes, {self.disk_bytes} are taken and {size_bytes} "
-                f"are needed: raise it, or remove a model with octonode models rm{hint}",
+                f"models.disk_bytes_max allows {self._disk_bytes_max} bytes, {self.disk_bytes} are taken and "
+                f"{size_bytes} are needed: raise it, or remove a model with octonode models rm{hint}",
                 code="DISK_FULL",
             )
 
-    def _new_directory(self, root: Cid) -> Path:
-        """A hidden directory of our own; those that dead processes left behind are removed first."""
+    def _new_name(self, root: Cid) -> Path:
+        return self.directory / f"{_NEW}{os.getpid()}-{threading.get_ident()}-{root.text}"
+
+    def _sweep(self, new: Path) -> None:
+        """Make the hidden directory `new`; those that dead processes left behind are removed first."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for entry in self.directory.glob(f"{_NEW}*"):
             pid = entry.name.removeprefix(_NEW).partition("-")[0]
-            if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
+            if not pid.isdigit() or not _alive(int(pid)):
                 shutil.rmtree(entry, ignore_errors=True)
-        new = self.directory / f"{_NEW}{os.getpid()}-{threading.get_ident()}-{root.text}"
         shutil.rmtree(new, ignore_errors=True)
         (new / DATA).mkdir(parents=True)
-        return new
 
     def _write_index(self, new: Path, layout: Layout, stored: Sequence[str], *, have: int, public: bool) -> Path:
         for leaf in layout.leaves:
@@ -282,7 +302,6 @@ class ModelStore:
             doomed = self.directory / f"{_NEW}{os.getpid()}-rm-{root.v1.text}"
             model.directory.rename(doomed)
             self._open.pop(root.v1, None)
-            model.close()
         fsync_directory(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
         return row.size_bytes

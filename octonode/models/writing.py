@@ -109,7 +109,7 @@ class LeafWriter:
             return self._fds[file.number]
 
     def _make_writable(self, file: FileRow) -> None:
-        """A file that is being repaired becomes our own first: the user's file, linked or referenced, is never written."""
+        """A file under repair becomes our own first: the user's file, linked or referenced, is never written."""
         model = self.model
         path = model.path_of(file)
         own = model.directory / DATA / (f"repaired-{file.number}" if os.path.isabs(file.stored) else file.stored)
