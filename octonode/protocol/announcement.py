@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from octonode.errors import LocalProtocolError, RemoteProtocolError
@@ -84,13 +85,19 @@ class Announcement:
 def sign_announcement(signer: Signer, announcement: Announcement, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """dag-cbor `{announcement: bytes, signature, signer}`. `signer` must be `announcement.peer_id`.
 
-    Raises LocalProtocolError (TOO_LARGE) above `limits.announcement_bytes_max`: use `fit` first.
+    Raises LocalProtocolError: TOO_LARGE above `limits.announcement_bytes_max` (use `fit` first), BAD_REQUEST for a
+    field that others would refuse.
     """
     assert announcement.peer_id == signer.peer_id, "a node announces itself alone"
-    data = signed.seal_document("announcement", ANNOUNCEMENT_DOMAIN, signer, _as_map(announcement))
+    value = _as_map(announcement)
+    data = signed.seal_document("announcement", ANNOUNCEMENT_DOMAIN, signer, value)
     if len(data) > limits.announcement_bytes_max:
         message = f"an announcement of {len(data)} bytes is over {limits.announcement_bytes_max}; fit it first"
         raise LocalProtocolError(message, code="TOO_LARGE")
+    try:
+        _read(value)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"announcement: {error.message}", code="BAD_REQUEST") from None
     return data
 
 
@@ -137,12 +144,21 @@ def open_announcement(data: bytes, now_ms: int, limits: Limits = DEFAULT_LIMITS)
 
 
 def _as_map(announcement: Announcement) -> dict[str, Any]:
-    value = asdict(announcement)
-    value["addresses"] = list(announcement.addresses)
-    value["engines"] = list(announcement.engines)
-    value["serving"] = list(value["serving"])
-    value["holding"] = list(value["holding"])
+    value = _lean(announcement)
+    for key in ("addresses", "engines"):
+        if key in value:
+            value[key] = list(value[key])
+    for key, models in (("serving", announcement.serving), ("holding", announcement.holding)):
+        if models:
+            value[key] = [_lean(model) for model in models]
     return {"version": 1, **value}
+
+
+def _lean(item: Announcement | Serving | Holding) -> dict[str, Any]:
+    """Fields by name, without those at their default: 4 KiB are dear."""
+    value = {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(item)}
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(item)}
+    return {name: held for name, held in value.items() if held != defaults[name] and held != {}}
 
 
 def _read(value: dict[str, Any]) -> Announcement:
@@ -153,15 +169,15 @@ def _read(value: dict[str, Any]) -> Announcement:
         sequence=fields.natural(value, "sequence"),
         issued_at_ms=fields.natural(value, "issued_at_ms"),
         expires_at_ms=fields.natural(value, "expires_at_ms"),
-        state=fields.choice(value, "state", STATES),
+        state=fields.choice(value, "state", STATES, "active"),
         addresses=fields.texts(value, "addresses", most=ADDRESSES_MAX, bytes_max=256),
         gateway_port=fields.natural(value, "gateway_port", 0, most=65535),
-        tier=fields.choice(value, "tier", TIERS),
+        tier=fields.choice(value, "tier", TIERS, "edge"),
         hardware=_read_hardware(value),
         engines=fields.texts(value, "engines", most=ENGINES_MAX, bytes_max=_SHORT_BYTES_MAX),
         serving=tuple(_read_serving(item) for item in fields.items(value, "serving", most=MODELS_MAX)),
         holding=tuple(_read_holding(item) for item in fields.items(value, "holding", most=MODELS_MAX)),
-        access=fields.choice(value, "access", ACCESS),
+        access=fields.choice(value, "access", ACCESS, "token"),
         region=fields.text(value, "region", "", bytes_max=_SHORT_BYTES_MAX),
         agent_version=fields.text(value, "agent_version", "", bytes_max=_SHORT_BYTES_MAX),
         trimmed=fields.boolean(value, "trimmed", False),

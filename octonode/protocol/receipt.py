@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from octonode.errors import RemoteProtocolError, VerificationFailed
+from octonode.errors import LocalProtocolError, RemoteProtocolError, VerificationFailed
 from octonode.identity import Signer
 from octonode.ids import RECEIPT_DOMAIN, PeerId
 from octonode.protocol import fields, signed
@@ -83,11 +83,17 @@ class Receipt:
 def sign_receipt(signer: Signer, receipt: Receipt, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """dag-cbor `{receipt: bytes, signature, signer}`; keep these bytes. `signer` must be `receipt.provider`.
 
-    Raises LocalProtocolError for values dag-cbor has no place for.
+    Raises LocalProtocolError: BAD_REQUEST for values others would refuse, TOO_LARGE for endless parameters.
     """
     assert receipt.provider == signer.peer_id, "a receipt is signed by its provider"
-    data = signed.seal_document("receipt", RECEIPT_DOMAIN, signer, {"version": 1, **_plain(asdict(receipt))})
-    assert len(data) <= limits.receipt_bytes_max, "parameters of a receipt are bounded by those of its request"
+    value = {"version": 1, **_plain(asdict(receipt))}
+    try:
+        _read(value)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"receipt: {error.message}", code="BAD_REQUEST") from None
+    data = signed.seal_document("receipt", RECEIPT_DOMAIN, signer, value)
+    if len(data) > limits.receipt_bytes_max:
+        raise LocalProtocolError(f"a receipt of {len(data)} bytes is over {limits.receipt_bytes_max}", code="TOO_LARGE")
     return data
 
 
