@@ -9,7 +9,7 @@ from octonode.errors import OctonodeError
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.messages import Privacy
 
-Ranking = Literal["balanced", "speed", "cost", "local"]
+Ranking = Literal["balanced", "speed", "first_token", "cost"]
 """How candidates are ordered; `routing.RANKINGS` says by what."""
 
 

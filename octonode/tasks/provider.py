@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from octonode.config import TasksConfig
-from octonode.engines.contract import Engine
+from octonode.errors import RemoteProtocolError
 from octonode.identity import Signer
 from octonode.ids import PeerId
-from octonode.network.host import Stream
-from octonode.tasks.receipts import ReceiptStore, TaskLog
-from octonode.tasks.residency import ModelStatus
-from octonode.tasks.slots import EngineSlots, new_id, wall_clock_ms
+from octonode.network.host import Stream, StreamReset
+from octonode.protocol.exchange import Exchange, Received, report
+from octonode.protocol.limits import DEFAULT_LIMITS, Limits
+from octonode.protocol.messages import ErrorReport, Header, Message, TaskRequest, TaskResponse
+from octonode.protocol.replay import ReplayWindow
+from octonode.protocol.states import State
+from octonode.tasks import chat
+from octonode.tasks.admission import Admission, Arrival, Bounds, Refusal
+from octonode.tasks.generation import Resident
+from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
+from octonode.tasks.routing import PRIVACY_BUILT
+from octonode.tasks.run import Run, bounded
+from octonode.tasks.slots import EngineSlots, Measured, new_id, wall_clock_ms
+from octonode.tasks.writer import WRITE_SECONDS_MAX, SlowReader, Writer
+
+log = logging.getLogger(__name__)
+
+RUNS_ENDED_MAX = 64
+"""Ended tasks whose answers are kept for the same request again; the oldest goes first."""
+REATTACH_SECONDS = 1.0
+"""How long a task whose last stream was lost goes on, in case its asker comes back for it."""
+STREAMS_PER_TASK_MAX = 4
+
+Key = tuple[PeerId, bytes]
+"""Asker and message id of the request."""
 
 
 class Access(Protocol):
     """Who may send us tasks: `network.access`."""
+
+    @property
+    def mode(self) -> str:
+        """`token`, `peers` or `open`."""
+        ...
 
     def allows(self, peer_id: PeerId, token: str) -> bool: ...
 
     def known(self, peer_id: PeerId) -> bool:
         """Known peers have larger rates: listed, or they have shown a right token."""
         ...
-
-
-class Resident(Protocol):
-    """Our models: `tasks.residency.Residency`."""
-
-    def engine(self, root: str) -> Engine | None: ...
-
-    def model(self, root: str) -> ModelStatus | None: ...
-
-    async def wait_changed(self, seen: int) -> int: ...
-
-    @property
-    def changes(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What our own tasks have shown of a model, for the announcement; 0 before the first task."""
-
-    tokens_per_second: float = 0.0
-    first_token_ms: float = 0.0
 
 
 class Provider:
@@ -62,27 +69,264 @@ class Provider:
         access: Access,
         receipts: ReceiptStore,
         tasks: TaskLog,
+        limits: Limits = DEFAULT_LIMITS,
         now_ms: Callable[[], int] = wall_clock_ms,
         new_id: Callable[[], bytes] = new_id,
     ) -> None:
-        raise NotImplementedError
+        self._signer = signer
+        self._resident = resident
+        self._slots = slots
+        self._access = access
+        self._receipts = receipts
+        self._tasks = tasks
+        self._limits = limits
+        self._now_ms = now_ms
+        self._new_id = new_id
+        self._replay = ReplayWindow(limits)
+        self._admission = Admission(_bounds(settings))
+        self._runs: OrderedDict[Key, Run] = OrderedDict()
+        self._ended: OrderedDict[Key, None] = OrderedDict()
+        self._idle = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery | None = None
 
     @property
     def open(self) -> int:
         """Tasks not ended, queued ones among them."""
-        raise NotImplementedError
+        return self._admission.open_tasks
+
+    @property
+    def leaving(self) -> bool:
+        return self._admission.leaving
 
     def measured(self, root: str) -> Measured:
-        raise NotImplementedError
-
-    async def handle(self, stream: Stream) -> None:
-        """One task from its request to its terminal frame. Raises RemoteProtocolError and StreamReset only."""
-        raise NotImplementedError
+        """Speed and first token of our own engine, as its tasks have shown it."""
+        return self._slots.measured.of(root)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serves until cancelled."""
-        raise NotImplementedError
+        """Serves until cancelled; tasks still open are then cut."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     async def drain(self, deadline_seconds: float) -> bool:
         """Refuse new tasks with LEAVING and wait for the open ones. False when the deadline cut some off."""
-        raise NotImplementedError
+        self._admission.leaving = True
+        with trio.move_on_after(deadline_seconds):
+            await self._until_idle()
+            return True
+        for run in tuple(self._runs.values()):
+            run.cut(ErrorReport("LEAVING", "this node was stopped; ask another one"))
+        with trio.move_on_after(WRITE_SECONDS_MAX):
+            await self._until_idle()
+        return False
+
+    async def _until_idle(self) -> None:
+        while self.open:
+            await self._idle.park()
+
+    async def handle(self, stream: Stream) -> None:
+        """One task from its request to its terminal frame. Raises StreamReset when the asker is lost."""
+        exchange = Exchange(
+            "provider", self._signer, stream.peer_id, self._limits, new_id=self._new_id, replay=self._replay
+        )
+        exchange.gate = partial(self._gate, stream.peer_id)
+        try:
+            events = await self._read_request(stream, exchange)
+            if not events:
+                return
+            run = self._run_for(events[0], exchange)
+        except RemoteProtocolError as fault:
+            await self._refuse(stream, exchange, bounded(report(fault)))
+            return
+        if isinstance(run, ErrorReport):
+            await self._refuse(stream, exchange, run)
+            return
+        self._take(events[1:], exchange, run)
+        await self._serve(stream, exchange, run)
+
+    def _gate(self, peer: PeerId, header: Header, message: Message) -> None:
+        """The cheap checks, before the signature. Raises RemoteProtocolError with the refusal's code."""
+        if not isinstance(message, TaskRequest):
+            raise RemoteProtocolError("negotiation is not built yet; send a TASK_REQUEST", code="UNSUPPORTED")
+        allowed = self._access.allows(peer, message.token)
+        arrival = Arrival(peer, self._access.known(peer), allowed, self._access.mode, header.expires_at_ms)
+        refusal = self._admission.first_look(arrival, self._now_ms())
+        if refusal is not None:
+            raise RemoteProtocolError(
+                refusal.message, code=refusal.code, retry_after_seconds=refusal.retry_after_ms / 1000 or None
+            )
+
+    async def _read_request(self, stream: Stream, exchange: Exchange) -> list[Received]:
+        """The request and what came with it; nothing when the peer went away without one. Raises RemoteProtocolError, StreamReset."""
+        with trio.move_on_after(self._limits.request_wait_ms / 1000):
+            while True:
+                data = await stream.receive()
+                if not data:
+                    exchange.receive_end(self._now_ms())
+                    return []
+                events = exchange.receive(data, self._now_ms())
+                if events:
+                    return events
+        await stream.reset()
+        return []
+
+    def _run_for(self, request: Received, exchange: Exchange) -> Run | ErrorReport:
+        """The run of this request: a new one, the one it belongs to already, or why there is none."""
+        key = (exchange.remote, bytes(request.header.id))
+        if request.again:
+            run = self._runs.get(key)
+            if run is None or len(run.delivered) >= STREAMS_PER_TASK_MAX:
+                return ErrorReport("REPLAY", "this request was made before and its answer is kept no more; send a new one")
+            return run
+        refusal = self._second_look(exchange)
+        if refusal is not None:
+            self._log_rejected(exchange, refusal)
+            return ErrorReport(refusal.code, refusal.message, refusal.retry_after_ms)
+        assert self._nursery is not None
+        run = Run(exchange, conversation=request.header.conversation, now_ms=self._now_ms)
+        self._runs[key] = run
+        self._nursery.start_soon(self._work, key, run)
+        return run
+
+    def _second_look(self, exchange: Exchange) -> Refusal | None:
+        """What is left to check of a request whose signature holds. None: it counts as open now."""
+        request = exchange.request
+        assert request is not None
+        if self._nursery is None:
+            return Refusal("LEAVING", "this node is starting or stopping; ask another one", 5000)
+        if request.skill != chat.SKILL:
+            return Refusal("UNSUPPORTED", f"skill {request.skill[:32]!r} is not served here; chat is")
+        if request.privacy not in PRIVACY_BUILT:
+            return Refusal("PRIVACY_UNAVAILABLE", f"privacy level {request.privacy} cannot be kept by this node")
+        engine = self._resident.engine(request.model)
+        if engine is None and self._resident.model(request.model) is None:
+            return Refusal("MODEL_NOT_FOUND", f"{request.model} is not served here")
+        full = engine is not None and self._slots.full(request.model, engine.facts.parallel)
+        return self._admission.begin(exchange.remote, queue_full=full)
+
+    async def _work(self, key: Key, run: Run) -> None:
+        try:
+            await run.work(resident=self._resident, slots=self._slots, signer=self._signer)
+        finally:
+            self._admission.end(run.peer)
+            self._ended[key] = None
+            while len(self._ended) > RUNS_ENDED_MAX:
+                self._runs.pop(self._ended.popitem(last=False)[0], None)
+            if not self.open:
+                self._idle.unpark_all()
+        self._keep(run)
+
+    def _keep(self, run: Run) -> None:
+        record = run.record()
+        self._tasks.keep_task(record)
+        if isinstance(run.terminal, TaskResponse) and run.terminal.receipt:
+            self._receipts.keep_receipt(
+                StoredReceipt(
+                    task=run.task,
+                    role="provider",
+                    provider=self._signer.peer_id,
+                    asker=run.peer,
+                    model_root=run.request.model,
+                    receipt=run.terminal.receipt,
+                    request_header=run.request_header,
+                    verified=True,
+                    ended_at_ms=record.ended_at_ms,
+                )
+            )
+
+    def _log_rejected(self, exchange: Exchange, refusal: Refusal) -> None:
+        assert exchange.request is not None
+        now_ms = self._now_ms()
+        model = exchange.request.model
+        record = TaskRecord(
+            exchange.task, "provider", exchange.remote, model, "rejected", refusal.code, now_ms, now_ms
+        )
+        self._tasks.keep_task(record)
+
+    async def _serve(self, stream: Stream, exchange: Exchange, run: Run) -> None:
+        """Write the task's news while reading for a cancel. Raises StreamReset."""
+        writer = Writer(stream, exchange, run, signer=self._signer, now_ms=self._now_ms)
+        run.attach(id(writer))
+        fault: list[RemoteProtocolError] = []
+        lost = True
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, stream, exchange, run, nursery.cancel_scope, fault)
+                await writer.write()
+                lost = False
+                nursery.cancel_scope.cancel()
+        except* SlowReader:
+            run.detach(id(writer))
+            if not run.delivered:
+                run.cut(ErrorReport("SLOW_READER", "the asker did not read"))
+        except* StreamReset:
+            pass
+        finally:
+            run.detach(id(writer))
+            if lost and not run.delivered and run.terminal is None and self._nursery is not None:
+                self._nursery.start_soon(self._give_up, run)
+        if fault:
+            await self._refuse(stream, exchange, bounded(report(fault[0])))
+        elif lost:
+            await stream.reset()
+
+    async def _listen(
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        run: Run,
+        scope: trio.CancelScope,
+        fault: list[RemoteProtocolError],
+    ) -> None:
+        """Reads until the asker's end. Its loss ends this stream; a broken rule is left in `fault`."""
+        try:
+            while True:
+                data = await stream.receive()
+                if not data:
+                    exchange.receive_end(self._now_ms())
+                    return
+                self._take(exchange.receive(data, self._now_ms()), exchange, run)
+        except StreamReset:
+            pass
+        except RemoteProtocolError as error:
+            fault.append(error)
+        scope.cancel()
+
+    def _take(self, events: list[Received], exchange: Exchange, run: Run) -> None:
+        for event in events:
+            message = event.message
+            if isinstance(message, TaskRequest) and message.operation == "cancel":
+                run.cancel()
+            elif event.artifact is not None and exchange.input is not None:
+                run.give_input(exchange.input)
+
+    async def _give_up(self, run: Run) -> None:
+        await trio.sleep(REATTACH_SECONDS)
+        if not run.delivered:
+            run.cancel()
+
+    async def _refuse(self, stream: Stream, exchange: Exchange, why: ErrorReport) -> None:
+        """Say why, where the protocol still allows a word; the transport then lets the peer read it."""
+        if exchange.state not in (State.OPEN, State.CANCELING, State.BROKEN):
+            await stream.reset()
+            return
+        with trio.move_on_after(WRITE_SECONDS_MAX) as scope:
+            await stream.send(exchange.send(why, self._now_ms()))
+        if scope.cancelled_caught:
+            await stream.reset()
+
+
+def _bounds(settings: TasksConfig) -> Bounds:
+    return Bounds(
+        open_max=settings.open_max,
+        queue_max=settings.queue_max,
+        open_per_peer_max=settings.open_per_peer_max,
+        rate_known=settings.requests_per_second_known,
+        burst_known=settings.requests_burst_known,
+        rate_unknown=settings.requests_per_second_unknown,
+        burst_unknown=settings.requests_burst_unknown,
+    )

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -23,11 +24,53 @@ def new_id() -> bytes:
     return os.urandom(16)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What tasks here have shown of a model, for the announcement; 0 before the first one."""
+
+    tokens_per_second: float = 0.0
+    first_token_ms: float = 0.0
+
+
+class Measurements:
+    """Moving averages by model. At `MODELS_MAX` models the one measured longest ago is forgotten."""
+
+    MODELS_MAX = 256
+    WEIGHT = 0.2
+    """Of the newest task."""
+
+    def __init__(self) -> None:
+        self._by_root: dict[str, Measured] = {}
+
+    def of(self, root: str) -> Measured:
+        return self._by_root.get(root, Measured())
+
+    def note(self, root: str, *, first_token_ms: float, tokens: int, seconds: float) -> None:
+        """`tokens` were decoded in `seconds` after the first one."""
+        before = self._by_root.pop(root, None)
+        speed = tokens / seconds if tokens > 0 and seconds > 0 else 0.0
+        if before is None:
+            after = Measured(speed, first_token_ms)
+        else:
+            after = Measured(
+                self._mean(before.tokens_per_second, speed), self._mean(before.first_token_ms, first_token_ms)
+            )
+        self._by_root[root] = after
+        if len(self._by_root) > self.MODELS_MAX:
+            del self._by_root[next(iter(self._by_root))]
+
+    def _mean(self, before: float, now: float) -> float:
+        if not before or not now:
+            return before or now
+        return before + (now - before) * self.WEIGHT
+
+
 class EngineSlots:
     """Shared by the dispatcher (local answers) and the provider, so that both stand in one queue."""
 
     def __init__(self, queue_max: int) -> None:
         """`queue_max`: tasks that may wait in all; `tasks.queue_max`."""
+        self.measured = Measurements()
         self._queue_max = queue_max
         self._taken: dict[str, int] = {}
         self._lines: dict[str, deque[_Waiter]] = {}

@@ -1,0 +1,200 @@
+"""One provider is asked once: the stream, the request, the answer, and the leave that is taken from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from octonode.config import TasksConfig
+from octonode.errors import OctonodeError, RemoteProtocolError, from_wire
+from octonode.identity import Signer
+from octonode.ids import AGENT_PROTOCOL, PeerId
+from octonode.network.host import Host, Stream, StreamReset
+from octonode.protocol.exchange import Exchange, Received
+from octonode.protocol.messages import ErrorReport, StatusUpdate, TaskRequest, TaskResponse
+from octonode.protocol.states import State
+from octonode.tasks.asking import Answered, Ask, Pieces, Progress
+from octonode.tasks.chat import task_request
+from octonode.tasks.inbox import Inbox
+from octonode.tasks.verification import Verification
+
+log = logging.getLogger(__name__)
+
+INLINE_SEND_BYTES = 64 * 1024
+"""A larger request is written beside the reading, so that neither end waits for the other."""
+DRAIN_SECONDS = 2.0
+
+
+class Attempt:
+    """One question to one provider. `ask` may be called once; `left` says what to do with the stream afterwards."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        provider: PeerId,
+        *,
+        host: Host,
+        signer: Signer,
+        settings: TasksConfig,
+        token: str,
+        inbox: Inbox,
+        conversation: bytes,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self._ask = ask
+        self.provider = provider
+        self._host = host
+        self._settings = settings
+        self._inbox = inbox
+        self._now_ms = now_ms
+        self._exchange = Exchange("asker", signer, provider, new_id=new_id)
+        self._us = signer.peer_id
+        self._token = token
+        self._conversation = conversation
+        self._stream: Stream | None = None
+        self._sent_whole = False
+        self.received: list[str] = []
+        """Pieces of the answer so far."""
+        self.verification: Verification | None = None
+
+    async def ask(self) -> Answered:
+        """Streams into the inbox. Raises OctonodeError: the provider's refusal, or PROVIDER_LOST and its kind.
+
+        A silence, before or behind the first token, is a loss.
+        """
+        silence = self._settings.silence_timeout_seconds
+        with trio.CancelScope(deadline=trio.current_time() + silence) as heard:
+            with trio.move_on_after(self._settings.first_token_timeout_seconds) as waiting:
+                return await self._ask_within(heard, waiting)
+            raise OctonodeError(
+                f"{self.provider} had no token within {self._settings.first_token_timeout_seconds:g} s", code="DEADLINE"
+            )
+        raise OctonodeError(f"{self.provider} was silent for {silence:g} s", code="PROVIDER_LOST")
+
+    async def _ask_within(self, heard: trio.CancelScope, waiting: trio.CancelScope) -> Answered:
+        stream = self._stream = await self._host.open(self.provider, AGENT_PROTOCOL)
+        exchange = self._exchange
+        now_ms = self._now_ms()
+        request = exchange.send(
+            task_request(self._ask, self._token),
+            now_ms,
+            conversation=self._conversation,
+            expires_at_ms=now_ms + int(self._ask.deadline_seconds * 1000),
+        )
+        self.verification = Verification(
+            self._ask,
+            asker=self._us,
+            provider=self.provider,
+            task=exchange.task,
+            request_sha256=exchange.request_sha256,
+        )
+        if len(request) <= INLINE_SEND_BYTES:
+            await self._send(stream, request)
+            return await self._listen(stream, heard, waiting)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_beside, stream, request)
+            answered = await self._listen(stream, heard, waiting)
+            nursery.cancel_scope.cancel()
+        return answered
+
+    async def _send(self, stream: Stream, data: bytes) -> None:
+        await stream.send(data)
+        self._sent_whole = True
+
+    async def _send_beside(self, stream: Stream, data: bytes) -> None:
+        try:
+            await self._send(stream, data)
+        except StreamReset:
+            log.debug("%s reset the stream of a request; the reading side tells", self.provider)
+
+    async def _listen(self, stream: Stream, heard: trio.CancelScope, waiting: trio.CancelScope) -> Answered:
+        exchange, silence = self._exchange, self._settings.silence_timeout_seconds
+        while True:
+            data = await stream.receive()
+            heard.deadline = trio.current_time() + silence
+            now_ms = self._now_ms()
+            if not data:
+                exchange.receive_end(now_ms)
+                raise OctonodeError(f"{self.provider} ended the stream", code="PROVIDER_LOST")
+            for event in exchange.receive(data, now_ms):
+                message = event.message
+                if type(message) is StatusUpdate:
+                    self._update(message, waiting)
+                elif isinstance(message, TaskResponse):
+                    return self._answered(message)
+                else:
+                    raise self._refusal(event)
+            await self._inbox.room()
+            heard.deadline = trio.current_time() + silence
+
+    def _update(self, update: StatusUpdate, waiting: trio.CancelScope) -> None:
+        assert self.verification is not None
+        if update.pieces:
+            waiting.deadline = float("inf")
+            self._inbox.put(Pieces(update.pieces, len(self.received)))
+            self.received += update.pieces
+            self.verification.pieces(update.pieces)
+        elif not self.received:
+            self._inbox.put(Progress(self.provider, update.stage, update.done, update.total))
+        if update.checkpoint:
+            self.verification.checkpoint(update.checkpoint)
+
+    def _answered(self, response: TaskResponse) -> Answered:
+        if response.state != "completed":
+            raise OctonodeError(f"{self.provider} canceled the task", code="PROVIDER_LOST")
+        verification = self.verification
+        assert verification is not None
+        verification.response(response)
+        return Answered(
+            finish_reason=response.finish_reason,
+            tokens_in=response.tokens_in,
+            tokens_out=response.tokens_out,
+            provider=self.provider,
+            local=False,
+            verified=not verification.reason,
+            reason=verification.reason,
+            receipt=response.receipt or None,
+            request_header=self._exchange.request_header,
+            task=self._exchange.task,
+            pieces_total=len(self.received),
+        )
+
+    def _refusal(self, event: Received) -> OctonodeError:
+        message = event.message
+        assert isinstance(message, ErrorReport), "the exchange lets an asker receive nothing else"
+        error = from_wire(message.code, message.message, message.retry_after_ms / 1000 or None)
+        error.detail.setdefault("provider", self.provider)
+        return error
+
+    async def leave(self) -> None:
+        """Ends the stream, whatever its state: finished when all is said, else cancel, drain for 2 s, reset."""
+        stream, exchange = self._stream, self._exchange
+        if stream is None:
+            return
+        if exchange.state is State.CLOSED and self._sent_whole:
+            await stream.finish()
+            return
+        if exchange.state is State.OPEN and self._sent_whole:
+            with trio.move_on_after(DRAIN_SECONDS):
+                if await self._cancel_and_drain(stream):
+                    return
+        with trio.move_on_after(1, shield=True):
+            await stream.reset()
+
+    async def _cancel_and_drain(self, stream: Stream) -> bool:
+        """True when the terminal frame came."""
+        exchange = self._exchange
+        try:
+            await stream.send(exchange.send(TaskRequest(operation="cancel"), self._now_ms()))
+            while not exchange.closed:
+                data = await stream.receive()
+                if not data:
+                    return False
+                exchange.receive(data, self._now_ms())
+        except (StreamReset, RemoteProtocolError):
+            return False
+        await stream.finish()
+        return True

@@ -1,0 +1,185 @@
+"""Who is asked, in which order, and why not the others. Pure: announcements in, verdicts out.
+
+Hard needs first (state, model, privacy, context, forced peer), each with its reason; then one order among those left.
+The local engine is candidate zero: nothing is sent anywhere when we can answer ourselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from octonode.ids import PeerId
+from octonode.protocol.announcement import Announcement, Serving
+from octonode.tasks.asking import Ask, Candidate, Ranking
+
+BYTES_PER_TOKEN_MOST = 32
+"""Text rarely has tokens as long as this: what is over the context even then is not sent. Closer calls are the engine's."""
+
+PRIVACY_BUILT = frozenset({"public"})
+"""Levels this version can keep; others are refused, never downgraded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """Our own loaded engine of the model."""
+
+    context_tokens: int
+    parallel: int
+    running: int
+    tokens_per_second: float = 0.0
+    first_token_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What we remember of a peer: failures in a row, and until when it asked to be left alone."""
+
+    failures: int = 0
+    not_before_ms: int = 0
+
+
+def choose(
+    ask: Ask,
+    *,
+    us: PeerId,
+    local: LocalModel | None,
+    announcements: Sequence[Announcement],
+    standings: Mapping[PeerId, Standing],
+    now_ms: int,
+) -> tuple[Candidate, ...]:
+    """Everybody with a verdict: the accepted in the order of asking, then the rejected. A total order."""
+    verdicts: list[tuple[Candidate, tuple[float, ...]]] = []
+    if local is not None:
+        verdicts.append((_local(ask, us, local), (0.0,)))
+    newest: dict[PeerId, Announcement] = {}
+    for announcement in announcements:
+        known = newest.get(announcement.peer_id)
+        if announcement.peer_id != us and (known is None or announcement.sequence > known.sequence):
+            newest[announcement.peer_id] = announcement
+    rank = RANKINGS[ask.rank]
+    for announcement in newest.values():
+        serving = serving_of(announcement, ask.model_root)
+        candidate = _remote(ask, announcement, serving, now_ms)
+        standing = standings.get(announcement.peer_id, Standing())
+        waits = standing.not_before_ms > now_ms
+        key = (1.0, float(waits), float(min(standing.failures, 8)), *rank(serving)) if serving else (1.0,)
+        verdicts.append((candidate, key))
+    accepted = sorted((v for v in verdicts if v[0].accepted), key=lambda v: (v[1], v[0].peer))
+    rejected = sorted((v[0] for v in verdicts if not v[0].accepted), key=lambda c: (not c.local, c.peer))
+    ranked = tuple(_ranked(candidate, place) for place, (candidate, _) in enumerate(accepted))
+    return ranked + tuple(rejected)
+
+
+def serving_of(announcement: Announcement, root: str) -> Serving | None:
+    return next((serving for serving in announcement.serving if serving.root == root), None)
+
+
+def _ranked(candidate: Candidate, place: int) -> Candidate:
+    return Candidate(
+        candidate.peer,
+        candidate.local,
+        True,
+        candidate.reason,
+        place,
+        candidate.tier,
+        candidate.tokens_per_second,
+        candidate.first_token_ms,
+        candidate.running,
+        candidate.parallel,
+        candidate.context_tokens,
+        candidate.price_in_micro_octo,
+        candidate.price_out_micro_octo,
+    )
+
+
+def _local(ask: Ask, us: PeerId, local: LocalModel) -> Candidate:
+    reason = ""
+    if ask.peer is not None and ask.peer != us:
+        reason = f"the question is for {ask.peer} alone"
+    elif ask.privacy not in PRIVACY_BUILT:
+        reason = f"privacy level {ask.privacy} is not kept by this version"
+    else:
+        reason = _over_context(ask, local.context_tokens)
+    return Candidate(
+        us,
+        local=True,
+        accepted=not reason,
+        reason=reason or "the local engine is asked first",
+        tokens_per_second=local.tokens_per_second,
+        first_token_ms=local.first_token_ms,
+        running=local.running,
+        parallel=local.parallel,
+        context_tokens=local.context_tokens,
+    )
+
+
+def _remote(ask: Ask, announcement: Announcement, serving: Serving | None, now_ms: int) -> Candidate:
+    reason = _why_not(ask, announcement, serving, now_ms)
+    if serving is None:
+        return Candidate(announcement.peer_id, False, False, reason, tier=announcement.tier)
+    return Candidate(
+        announcement.peer_id,
+        local=False,
+        accepted=not reason,
+        reason=reason or f"ranked by {ask.rank}",
+        tier=announcement.tier,
+        tokens_per_second=serving.tokens_per_second,
+        first_token_ms=serving.first_token_ms,
+        running=serving.running,
+        parallel=serving.parallel,
+        context_tokens=serving.context_tokens,
+        price_in_micro_octo=serving.price_in_micro_octo,
+        price_out_micro_octo=serving.price_out_micro_octo,
+    )
+
+
+def _why_not(ask: Ask, announcement: Announcement, serving: Serving | None, now_ms: int) -> str:
+    """The first hard need that is not met, for people; empty when all are."""
+    if ask.peer is not None and announcement.peer_id != ask.peer:
+        return f"the question is for {ask.peer} alone"
+    if announcement.state != "active":
+        return "it is leaving the network"
+    if announcement.expires_at_ms <= now_ms:
+        return "its announcement has expired"
+    if serving is None:
+        return "it does not serve this model"
+    if ask.privacy not in PRIVACY_BUILT:
+        return f"privacy level {ask.privacy} is not kept by this version"
+    return _over_context(ask, serving.context_tokens)
+
+
+def _over_context(ask: Ask, context_tokens: int) -> str:
+    if not context_tokens:
+        return ""
+    least = prompt_bytes(ask) // BYTES_PER_TOKEN_MOST
+    if least < context_tokens:
+        return ""
+    return f"its context of {context_tokens} tokens is shorter than the prompt of at least {least}"
+
+
+def prompt_bytes(ask: Ask) -> int:
+    return sum(len(message.get("content", "").encode()) for message in ask.messages)
+
+
+def _load(serving: Serving) -> float:
+    """Tasks per slot; 1 and more: a new one waits."""
+    return serving.running / max(1, serving.parallel)
+
+
+def _first_token(serving: Serving) -> float:
+    """An unmeasured one counts as a second: better than one known to be slow."""
+    return float(serving.first_token_ms or 1000)
+
+
+def _price(serving: Serving) -> float:
+    return float(serving.price_in_micro_octo + serving.price_out_micro_octo)
+
+
+RANKINGS: dict[Ranking, Callable[[Serving], tuple[float, ...]]] = {
+    "balanced": lambda s: (float(_load(s) >= 1), -(s.tokens_per_second or 1.0) * (1 - min(_load(s), 0.9)), _price(s)),
+    "speed": lambda s: (float(_load(s) >= 1), -s.tokens_per_second, _first_token(s)),
+    "first_token": lambda s: (float(_load(s) >= 1), _first_token(s), -s.tokens_per_second),
+    "cost": lambda s: (_price(s), float(_load(s) >= 1), -s.tokens_per_second),
+}
+"""Smaller comes first. All figures are the announcement's own, measured by the node that announces them."""

@@ -1,0 +1,78 @@
+"""What an asker checks while an answer arrives: every checkpoint, and the receipt at its end, against what it saw."""
+
+from __future__ import annotations
+
+from octonode.errors import VerificationFailed
+from octonode.ids import PeerId, TaskId
+from octonode.protocol.messages import TaskResponse
+from octonode.protocol.receipt import check_receipt, verify_receipt
+from octonode.protocol.transcript import Transcript, verify_checkpoint
+from octonode.tasks.asking import Ask
+from octonode.tasks.chat import parameters_of
+
+
+class Verification:
+    """The verdict on one answer of one provider. A failed check stays; it stops nothing."""
+
+    def __init__(self, ask: Ask, *, asker: PeerId, provider: PeerId, task: TaskId, request_sha256: bytes) -> None:
+        self.reason = ""
+        """The first thing that did not hold; empty so far."""
+        self.attested = 0
+        """Pieces under the last good checkpoint."""
+        self._ask = ask
+        self._asker = asker
+        self._provider = provider
+        self._task = task
+        self._request = request_sha256
+        self._transcript = Transcript(request_sha256)
+
+    def pieces(self, pieces: tuple[str, ...]) -> None:
+        self._transcript.extend(pieces)
+
+    def checkpoint(self, data: bytes) -> None:
+        """One that came with a frame whose pieces are counted already."""
+        try:
+            checkpoint = verify_checkpoint(data)
+        except VerificationFailed as error:
+            self._fault(error.message)
+            return
+        seen = (self._request, self._provider, self._transcript.count, self._transcript.digest)
+        if (checkpoint.request, checkpoint.provider, checkpoint.pieces, checkpoint.digest) != seen:
+            self._fault("checkpoint: it does not stand for what was received")
+        else:
+            self.attested = checkpoint.pieces
+
+    def response(self, response: TaskResponse) -> None:
+        """The terminal frame with its receipt."""
+        if not response.receipt:
+            self._fault("the provider sent no receipt")
+            return
+        if response.transcript != self._transcript.digest:
+            self._fault("transcript: its hash in the response is not that of what was received")
+        if response.tokens_out > self._ask.max_tokens:
+            self._fault(f"tokens_out is {response.tokens_out}, and {self._ask.max_tokens} were asked for at most")
+        parameters = parameters_of(self._ask)
+        seed = parameters.pop("seed", None)
+        expected = {"seed": seed} if seed is not None else {}
+        try:
+            check_receipt(
+                verify_receipt(response.receipt),
+                request=self._request,
+                task=self._task,
+                asker=self._asker,
+                provider=self._provider,
+                model_root=self._ask.model_root,
+                pieces=self._transcript.count,
+                transcript=self._transcript.digest,
+                tokens_in=response.tokens_in,
+                tokens_out=response.tokens_out,
+                finish_reason=response.finish_reason,
+                privacy=self._ask.privacy,
+                parameters=parameters,
+                **expected,
+            )
+        except VerificationFailed as error:
+            self._fault(error.message)
+
+    def _fault(self, reason: str) -> None:
+        self.reason = self.reason or reason
