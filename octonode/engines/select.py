@@ -31,10 +31,10 @@ def engine_for(model_format: str, configured: str = "auto") -> str:
     candidates = ENGINES_BY_FORMAT.get(model_format)
     if candidates is None:
         known = ", ".join(sorted(ENGINES_BY_FORMAT))
-        raise OctonodeError(f"no engine here runs {model_format!r} models; formats that run: {known}", code="UNSUPPORTED")
+        raise OctonodeError(f"no engine here runs {model_format!r} models; it runs {known}", code="UNSUPPORTED")
     name = candidates[0] if configured in ("auto", "") else configured
     if name not in candidates:
-        raise ConfigError(f"engines.default = {name!r} does not run {model_format}; use auto or {', '.join(candidates)}")
+        raise ConfigError(f"engines.default = {name!r} does not run {model_format}; use auto or {candidates[0]}")
     module, extra = _EXTRAS.get(name, ("", ""))
     if module and importlib.util.find_spec(module) is None:
         raise ConfigError(f"the engine {name} needs {module}, which is not installed; run: pip install '{extra}'")

@@ -1,0 +1,178 @@
+"""A deterministic engine without a model: for test networks, simulations, benchmarks of the network, and tests.
+
+What it says is a function of the model root, the messages and (above temperature 0) the seed, and of nothing else: any
+two nodes give the same answer, and an answer continued from a prefix (a last message of the assistant) joins the
+unbroken one byte for byte. A token is a word. It passes the same conformance suite as the real engines.
+
+Options (of `LoadRequest.options`): `tokens_per_second` and `prefill_tokens_per_second` pace each request, 0 is as fast as
+it can; `prefill_chunk_tokens`; `answer_tokens` sets the length of every answer. Faults: `load_seconds`, `crash_at_load`
+and `crash_signal` (a name such as SIGSEGV), `crash_at_piece` N, `hang_at_piece` N, `hang_in_prefill`,
+`resident_bytes` (memory to hold).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import trio
+
+from octonode.engines.adapters.base import Output
+from octonode.engines.adapters.stopping import StopFilter
+from octonode.engines.contract import EngineFacts, Finished, FinishReason, GenerateRequest, LoadRequest
+from octonode.engines.slots import Slot
+from octonode.errors import OctonodeError
+
+BATCH_TOKENS = 16
+"""Tokens put out between two turns of the loop when there is no pace: small enough for others, large enough for speed."""
+ANSWER_TOKENS_MIN = 32
+ANSWER_TOKENS_SPREAD = 64
+
+_BLOCK_TOKENS = hashlib.sha256().digest_size
+_WORDS = (
+    "a river of light runs under the old bridge and every stone there keeps one small word of it "
+    "children count boats while grandmother says naïve café año Zürich smørrebrød żółw мир 世界 日本 한국 "
+    "🦉 🐙 they answer slowly in many voices until the evening closes its wide green window over "
+    "salt wind harbour lantern copper thread between"
+).split()
+assert len(_WORDS) == 64, len(_WORDS)
+
+
+class ScriptedAdapter:
+    """See the module. Holds the words of the last prompt of each slot, as an engine holds its prompt cache."""
+
+    async def load(self, request: LoadRequest, temporary_directory: Path) -> EngineFacts:
+        self._request = request
+        self._cached: list[list[str]] = [[] for _ in range(request.parallel)]
+        await trio.sleep(self._number("load_seconds"))
+        if request.options.get("crash_at_load"):
+            self._crash("at load")
+        # touched page by page, so that it is resident and not only promised
+        self._ballast = bytearray(b"\x01") * int(self._number("resident_bytes"))
+        return EngineFacts(
+            engine="scripted",
+            build="1",
+            backend="cpu",
+            instruction_set=platform.machine(),
+            context_tokens=request.context_tokens,
+            parallel=request.parallel,
+            quantization="none",
+            flags={"tokens_per_second": self._number("tokens_per_second")},
+        )
+
+    def close(self) -> None:
+        pass
+
+    async def generate(self, request: GenerateRequest, slot: Slot, output: Output) -> Finished:
+        words = [word for message in request.messages for word in message["content"].split()]
+        context = self._request.context_tokens
+        if len(words) >= context:
+            raise OctonodeError(
+                f"the prompt has {len(words)} tokens and the context {context}; shorten it", code="CONTEXT_EXCEEDED"
+            )
+        cached = await self._prefill(words, slot, output)
+        script = Script(self._request.model_root, request, int(self._number("answer_tokens")))
+        most = min(request.max_tokens, context - len(words))
+        reason, count = await self._decode(script, most, StopFilter(request.stop), output)
+        return Finished(reason, tokens_in=len(words), tokens_out=count, tokens_cached=cached)
+
+    async def _prefill(self, words: list[str], slot: Slot, output: Output) -> int:
+        """Passes over the prompt at the set pace; the count of its words that the slot's cache already held."""
+        held = self._cached[slot.index] if slot.reuse else []
+        cached = min(_common_prefix(held, words), len(words) - 1)
+        chunk = max(1, int(self._number("prefill_chunk_tokens") or 64))
+        pace = self._number("prefill_tokens_per_second")
+        output.prefill(cached, len(words))
+        if self._request.options.get("hang_in_prefill"):
+            await trio.sleep_forever()
+        for done in range(cached, len(words), chunk):
+            step = min(chunk, len(words) - done)
+            await (trio.sleep(step / pace) if pace else trio.lowlevel.checkpoint())
+            output.prefill(done + step, len(words))
+        self._cached[slot.index] = words
+        return cached
+
+    async def _decode(self, script: Script, most: int, stops: StopFilter, output: Output) -> tuple[FinishReason, int]:
+        """Puts out words until the script, the limit or a stop string ends it; why it ended, and the words used."""
+        count = 0
+        async for size in self._paced(min(most, script.remaining), output):
+            words = [script.piece(count + step) for step in range(size)]
+            await self._fault(count, words, output)
+            for step, word in enumerate(words):
+                output.pieces(stops.feed(word))
+                if stops.stopped:
+                    return "stop", count + step + 1
+            count += size
+        output.pieces(stops.finish())
+        return ("length" if count < script.remaining else "stop"), count
+
+    async def _paced(self, total: int, output: Output) -> AsyncIterator[int]:
+        """How many tokens to put out next, until `total` are out."""
+        pace = self._number("tokens_per_second")
+        done, started = 0, trio.current_time()
+        # a fault at token N needs the tokens one by one, as does a pace
+        one_by_one = bool(pace) or "crash_at_piece" in self._request.options or "hang_at_piece" in self._request.options
+        while done < total:
+            if pace:
+                await trio.sleep_until(started + (done + 1) / pace)
+            size = 1 if one_by_one else min(BATCH_TOKENS, total - done)
+            yield size
+            done += size
+            await output.room()
+
+    async def _fault(self, count: int, words: Sequence[str], output: Output) -> None:
+        options = self._request.options
+        if options.get("crash_at_piece") == count and "crash_at_piece" in options:
+            await output.flush()
+            self._crash(f"at piece {count}")
+        if options.get("hang_at_piece") == count and "hang_at_piece" in options:
+            await trio.sleep_forever()
+
+    def _crash(self, where: str) -> None:
+        print(f"scripted engine: crashing {where}, as it was told to", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.Signals[str(self._request.options.get("crash_signal", "SIGKILL"))])
+        signal.pause()
+
+    def _number(self, option: str) -> float:
+        return float(self._request.options.get(option, 0))
+
+
+class Script:
+    """The words of one answer, any of them at once: so an answer can be continued anywhere."""
+
+    def __init__(self, model_root: str, request: GenerateRequest, answer_tokens: int = 0) -> None:
+        messages = list(request.messages)
+        prefix = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        self._skip = len(prefix.split())
+        parts: list[object] = [model_root, [[m["role"], m["content"]] for m in messages]]
+        if request.temperature > 0:
+            parts.append(secrets.token_hex(16) if request.seed is None else request.seed)
+        self._key = hashlib.sha256(json.dumps(parts).encode()).digest()
+        self._blocks: dict[int, bytes] = {}
+        length = answer_tokens or ANSWER_TOKENS_MIN + self._key[0] % ANSWER_TOKENS_SPREAD
+        self.remaining = max(0, length - self._skip)
+
+    def piece(self, index: int) -> str:
+        """The `index`-th piece after the prefix. The answer's first word has no space before it."""
+        position = self._skip + index
+        block, offset = divmod(position, _BLOCK_TOKENS)
+        if block not in self._blocks:
+            self._blocks = {block: hashlib.sha256(self._key + block.to_bytes(8, "big")).digest()}
+        word = _WORDS[self._blocks[block][offset] % len(_WORDS)]
+        return word if position == 0 else " " + word
+
+
+def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
