@@ -1,8 +1,8 @@
 """Who may do what over HTTP: a table and a pure decision, which `app.Faces` asks for before each request.
 
 On a loopback bind what does not change the node is free; what does needs the token in `OCTONODE_HOME/api.token`. Any
-other bind needs a key from `api.keys`, or the token. Host and Origin are checked first, against web pages that reach for
-the API through the user's browser (DNS rebinding, cross-site requests). Spec: protocols/http.md.
+other bind needs a key from `api.keys`, or the token. Host and Origin are checked first, against web pages that reach
+for the API through the user's browser (DNS rebinding, cross-site requests). Spec: protocols/http.md.
 """
 
 from __future__ import annotations

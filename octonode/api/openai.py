@@ -135,7 +135,7 @@ class _Answering:
         self._cold: tuple[float, Progress] | None = None  # when the model was first seen cold, and how far it was
 
     async def follow(self, events: AsyncIterator[AskEvent], take: Callable[[str], Awaitable[None]]) -> None:
-        """Hands each text to `take`. Raises what `events` does, and MODEL_LOADING when a cold model is not warm in time."""
+        """Hands each text to `take`. Raises what `events` does, and MODEL_LOADING when a cold model stays cold."""
         progress: Progress | None = None
         with trio.CancelScope() as patience:
             async for event in events:

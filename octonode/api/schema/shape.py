@@ -16,7 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from octonode.api.schema.failures import bad_request
+from octonode.api.schema.plain import to_json
 from octonode.errors import OctonodeError
+
+__all__ = ["parse", "read", "text", "to_json"]
 
 T = TypeVar("T")
 

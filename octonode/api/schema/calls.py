@@ -1,0 +1,197 @@
+"""The API from the caller's side: what each verb sends and how its answer is read. Pure; `client.py` does the I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+from urllib.parse import quote
+
+from octonode.api.schema.answers import AnswerFacts
+from octonode.api.schema.facts import (
+    CandidateFacts,
+    Finding,
+    Joined,
+    ModelFacts,
+    ModelOutcome,
+    ModelProgress,
+    NodeFacts,
+    PeerFacts,
+    Publisher,
+    ReceiptFacts,
+    TaskFacts,
+)
+from octonode.api.schema.failures import error_from_body
+from octonode.api.schema.plain import to_json
+from octonode.api.schema.shape import read
+from octonode.api.schema.verbs import AddModel, FetchModel, PublishModel, ServeModel, VerifyModel
+from octonode.errors import Unreachable
+
+T = TypeVar("T")
+Item_co = TypeVar("Item_co", covariant=True)
+
+ModelVerb = AddModel | FetchModel | PublishModel | ServeModel | VerifyModel
+_PATHS: dict[type, str] = {
+    AddModel: "add",
+    FetchModel: "fetch",
+    PublishModel: "publish",
+    ServeModel: "serve",
+    VerifyModel: "verify",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and what its answer means."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    decode: Callable[[Any], T]
+    body: Any = None
+
+
+class Reading(Protocol[Item_co]):
+    """Makes items of the lines of a streamed answer and keeps what they amount to."""
+
+    def take(self, line: str) -> Item_co | None: ...
+
+    def end(self) -> None:
+        """Raises Unreachable when the answer broke off."""
+        ...
+
+
+class Answer:
+    """A chat completion, whole once its stream has been read."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.finish_reason = ""
+        self.tokens_in = 0
+        self.tokens_out = 0
+        self.facts: AnswerFacts | None = None
+        """Who answered, the receipt and whether it was verified."""
+        self._done = False
+
+    def take(self, line: str) -> str | None:
+        if not line.startswith("data: "):
+            return None
+        if line == "data: [DONE]":
+            self._done = True
+            return None
+        chunk = json.loads(line[len("data: ") :])
+        if "error" in chunk:
+            raise error_from_body(chunk, 200)
+        if chunk.get("usage"):
+            self.tokens_in, self.tokens_out = chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"]
+        if "octonode" in chunk:
+            self.facts = read(AnswerFacts, chunk["octonode"])
+        for choice in chunk["choices"]:
+            self.finish_reason = choice["finish_reason"] or self.finish_reason
+            text: str = choice["delta"].get("content") or ""
+            self.text += text
+            return text or None
+        return None
+
+    def end(self) -> None:
+        if not self._done:
+            raise Unreachable("the answer broke off: the node was lost while it answered; ask again")
+
+
+class Job:
+    """A long verb on a model; `outcome` is there once its stream has been read."""
+
+    def __init__(self) -> None:
+        self.outcome: ModelOutcome | None = None
+
+    def take(self, line: str) -> ModelProgress | None:
+        said = json.loads(line) if line else {}
+        if said.get("type") == "progress":
+            return read(ModelProgress, said["progress"])
+        if said.get("type") == "error":
+            raise error_from_body(said, 200)
+        if said.get("type") == "result":
+            self.outcome = read(ModelOutcome, said["result"])
+        return None
+
+    def end(self) -> None:
+        self.done()
+
+    def done(self) -> ModelOutcome:
+        if self.outcome is None:
+            raise Unreachable("the node was lost while it worked; once it runs again, ask again: it resumes")
+        return self.outcome
+
+
+class EventLog:
+    """What happens on the node; ends when the node stops."""
+
+    def take(self, line: str) -> Mapping[str, Any] | None:
+        said: dict[str, Any] = json.loads(line) if line else {}
+        return said if "event" in said else None
+
+    def end(self) -> None:
+        return
+
+
+def _many(kind: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
+    return lambda body: tuple(read(kind, each) for each in body[name])
+
+
+def _one(kind: type[T]) -> Callable[[Any], T]:
+    return lambda body: read(kind, body)
+
+
+class Calls:
+    """Every verb that answers at once."""
+
+    node = Call("GET", "/api/v1/node", _one(NodeFacts))
+    peers = Call("GET", "/api/v1/peers", _many(PeerFacts, "peers"))
+    models = Call("GET", "/api/v1/models", _many(ModelFacts, "models"))
+    publishers = Call("GET", "/api/v1/models/trust", _many(Publisher, "publishers"))
+    doctor = Call("GET", "/api/v1/doctor", _many(Finding, "findings"))
+    stop = Call("POST", "/api/v1/stop", lambda _: None)
+
+    @staticmethod
+    def join(address: str) -> Call[Joined]:
+        return Call("POST", "/api/v1/peers", _one(Joined), {"address": address})
+
+    @staticmethod
+    def model(reference: str) -> Call[ModelFacts]:
+        return Call("GET", f"/api/v1/models/{quote(reference)}", _one(ModelFacts))
+
+    @staticmethod
+    def remove(reference: str, force: bool) -> Call[ModelFacts]:
+        return Call("DELETE", f"/api/v1/models/{quote(reference)}{'?force=1' if force else ''}", _one(ModelFacts))
+
+    @staticmethod
+    def trust(publisher: str, trusted: bool, note: str) -> Call[tuple[Publisher, ...]]:
+        body = {"publisher": publisher, "trusted": trusted, "note": note}
+        return Call("POST", "/api/v1/models/trust", _many(Publisher, "publishers"), body)
+
+    @staticmethod
+    def tasks(limit: int) -> Call[tuple[TaskFacts, ...]]:
+        return Call("GET", f"/api/v1/tasks?limit={limit}", _many(TaskFacts, "tasks"))
+
+    @staticmethod
+    def receipt(task: str) -> Call[ReceiptFacts]:
+        return Call("GET", f"/api/v1/receipts/{quote(task)}", _one(ReceiptFacts))
+
+    @staticmethod
+    def explain(model: str, peer: str) -> Call[tuple[CandidateFacts, ...]]:
+        return Call("POST", "/api/v1/explain", _many(CandidateFacts, "candidates"), {"model": model, "peer": peer})
+
+    @staticmethod
+    def chat(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call[Answer]:
+        """`options` are fields of the request body, `peer` and `explain` aside, which are ours."""
+        ours = {name: options[name] for name in ("peer", "explain") if options.get(name)}
+        rest = {name: value for name, value in options.items() if name not in ("peer", "explain") and value is not None}
+        body = {"model": model, "messages": list(messages), **rest, **({"octonode": ours} if ours else {})}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return Call("POST", "/v1/chat/completions", lambda _: Answer(), body)
+
+    @staticmethod
+    def job(verb: ModelVerb) -> Call[Job]:
+        return Call("POST", f"/api/v1/models/{_PATHS[type(verb)]}", lambda _: Job(), to_json(verb))
+
+    events: Call[EventLog] = Call("GET", "/api/v1/events", lambda _: EventLog())
