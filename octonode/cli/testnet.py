@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from octonode.testing.testnet import Testnet
 
 
+def __getattr__(name: str) -> Any:
+    """`Daemon`, for the demo: this file is the one door to `octonode.testing`, which is costly to import."""
+    if name == "Daemon":
+        from octonode.testing.daemon import Daemon
+
+        return Daemon
+    raise AttributeError(name)
+
+
 def register(app: typer.Typer) -> None:
     app.command("testnet")(testnet)
 

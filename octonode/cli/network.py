@@ -1,0 +1,68 @@
+"""`octonode join`, `peers`, `doctor`: who is there, and why nobody is."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from octonode import config as settings
+from octonode.cli.output import JsonFlag, emit, table
+from octonode.errors import ExitCode
+
+
+def register(app: typer.Typer) -> None:
+    app.command("join")(join)
+    app.command("peers")(peers)
+    app.command("doctor")(doctor)
+
+
+def join(
+    line: Annotated[str, typer.Argument(help="The join line that another node printed, or a multiaddr ending in /p2p/<id>.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Join the network of another node, now and at every start."""
+    from octonode.api.schema import to_json
+    from octonode.client import Client
+
+    with Client.from_home(settings.home_from(os.environ)) as client:
+        joined = client.join(line)
+    emit(to_json(joined), as_json=as_json, text=f"joined by {joined.peer_id}; who else is there: octonode peers")
+
+
+def peers(as_json: JsonFlag = False) -> None:
+    """Nodes known here: connected or announced."""
+    from octonode.api.schema import to_json
+    from octonode.client import Client
+
+    with Client.from_home(settings.home_from(os.environ)) as client:
+        found = client.peers()
+    rows = [
+        (each.peer_id, "yes" if each.connected else "no", each.tier or "?", each.state or "?", ", ".join(each.serving) or "-")
+        for each in found
+    ]
+    emit({"peers": to_json(found)}, as_json=as_json, text=table(("PEER", "CONNECTED", "TIER", "STATE", "SERVES"), rows))
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check clock, ports, disk, memory, driver, engines and whether peers can reach us; each failure with its fix."""
+    from octonode.api.schema import to_json
+    from octonode.client import Client
+    from octonode.node.doctor import examine_machine
+
+    home = settings.home_from(os.environ)
+    if (home / "daemon.json").exists():
+        with Client.from_home(home) as client:
+            findings = client.doctor()
+    else:
+        findings = examine_machine(settings.load())
+    marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+    lines = []
+    for each in findings:
+        lines.append(f"{marks[each.status]}  {each.check}: {each.summary}")
+        if each.fix:
+            lines.append(f"         fix: {each.fix}")
+    emit({"findings": to_json(findings)}, as_json=as_json, text="\n".join(lines))
+    if any(each.status == "failed" for each in findings):
+        raise typer.Exit(int(ExitCode.FAILED))

@@ -1,0 +1,180 @@
+"""`octonode start`, `stop`, `status`, `id`, `logs`: the daemon of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from octonode import config as settings
+from octonode.cli.output import JsonFlag, emit, size, table
+from octonode.errors import OctonodeError
+
+STOP_TIMEOUT_SECONDS = 30.0
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (start, stop, status, logs):
+        app.command(verb.__name__)(verb)
+    app.command("id")(identity)
+
+
+def start(
+    api: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP API; port 0: the kernel chooses.")] = None,
+    p2p: Annotated[str | None, typer.Option(help="HOST:PORT for peers.")] = None,
+    gateway: Annotated[str | None, typer.Option(help="HOST:PORT of the block gateway.")] = None,
+    bootstrap: Annotated[list[str] | None, typer.Option(help="Multiaddr or join line of a node to join by. Repeatable.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Serve this: publisher/name, cid:..., file:/path. Repeatable.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine adapter; by the format of the model when left out.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Take tasks from anybody.")] = False,
+    trust: Annotated[list[str] | None, typer.Option(help="Trust this publisher (peer id). Repeatable.")] = None,
+    trust_all: Annotated[bool, typer.Option("--trust-all", help="Trust every publisher; for test networks.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line when ready, then events as NDJSON.")] = False,
+) -> None:
+    """Start the node and stay until Ctrl-C. No config is needed."""
+    config = settings.load(
+        flags={
+            "api": {"listen": api},
+            "network": {"listen": p2p, "bootstrap": bootstrap or None, "access": "open" if public else None},
+            "gateway": {"listen": gateway},
+            "models": {"serve": model or None, "trust": trust or None, "trust_all": trust_all or None},
+            "engines": {"default": engine},
+        }
+    )
+    from octonode.node.main import run_daemon
+
+    run_daemon(config, on_ready=_show_ready_json if as_json else _show_ready, on_event=_show_json if as_json else _show_event)
+
+
+def _show_json(event: Mapping[str, Any]) -> None:
+    print(json.dumps(event, ensure_ascii=False, default=str), flush=True)
+
+
+def _show_ready_json(facts: Mapping[str, Any]) -> None:
+    _show_json({name: facts[name] for name in ("peer_id", "addresses", "api", "gateway", "join", "pid")})
+
+
+def _show_ready(facts: Mapping[str, Any]) -> None:
+    lines = [
+        f"octonode {facts['version']}  {facts['tier']} node",
+        f"  peer     {facts['peer_id']}",
+        f"  API      {facts['api']}/v1",
+        f"  gateway  {facts['gateway'] or 'off'}",
+        f"  join     octonode join {facts['join']}",
+        "",
+        f"ask it:    curl {facts['api']}/v1/chat/completions -H 'content-type: application/json' "
+        '-d \'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}\'',
+        "models:    octonode models ls        why is nobody there: octonode doctor        stop: Ctrl-C",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def _show_event(event: Mapping[str, Any]) -> None:
+    """One short line for what a person at the terminal wants to see; progress overwrites itself."""
+    name = event["event"]
+    if name == "model" and event["state"] == "fetching" and sys.stdout.isatty():
+        total = event["total_bytes"] or 1
+        share = event["done_bytes"] / total
+        bar = "#" * int(30 * share)
+        print(f"\r  {event['reference']}  [{bar:<30}] {size(event['done_bytes'])} of {size(total)} ", end="", flush=True)
+    elif name == "model":
+        print(f"  model {event['reference']}: {event['state']}{' - ' + event['reason'] if event['reason'] else ''}", flush=True)
+    elif name in ("peer_connected", "peer_lost"):
+        print(f"  {name.replace('_', ' ')} {event['peer_id']}", flush=True)
+    elif name == "degraded":
+        print(f"  degraded: {event['part']}: {event['reason']}", flush=True)
+    elif name in ("leaving", "stopped"):
+        print(f"  {name}", flush=True)
+
+
+def stop(as_json: JsonFlag = False) -> None:
+    """Ask the daemon to drain and end; wait until it has."""
+    from octonode.client import Client
+
+    home = settings.home_from(os.environ)
+    with Client.from_home(home) as client:
+        pid = client.node().pid
+        client.stop()
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+    while (home / "daemon.json").exists() and _alive(pid):
+        if time.monotonic() > deadline:
+            raise OctonodeError(f"the daemon (pid {pid}) is still draining after {STOP_TIMEOUT_SECONDS:.0f} s")
+        time.sleep(0.05)
+    emit({"stopped": pid}, as_json=as_json, text="stopped")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def status(as_json: JsonFlag = False) -> None:
+    """What the running node is and does."""
+    from octonode.api.schema.shape import to_json
+    from octonode.client import Client
+
+    with Client.from_home(settings.home_from(os.environ)) as client:
+        facts = client.node()
+    lines = [
+        f"{facts.state}  {facts.tier} node  {facts.peer_id}",
+        f"API {facts.api}  gateway {facts.gateway or 'off'}  pid {facts.pid}  up {_age(facts.started_at_ms)}",
+        f"peers {facts.peers_connected} connected, {facts.peers_known} known  access {facts.access}",
+        f"engines {', '.join(facts.engines) or 'none'}",
+        f"serving {', '.join(facts.serving) or 'nothing'}",
+        f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, {facts.tasks.completed} completed, {facts.tasks.failed} failed",
+        *(f"degraded: {each.part}: {each.reason}" for each in facts.degraded),
+    ]
+    emit(to_json(facts), as_json=as_json, text="\n".join(lines))
+
+
+def _age(since_ms: int) -> str:
+    seconds = max(0, int(time.time() - since_ms / 1000))
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def identity(as_json: JsonFlag = False) -> None:
+    """This node's peer id; makes the key at the first call."""
+    from octonode import identity as keys
+
+    home = settings.home_from(os.environ)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    peer_id = keys.load_or_create(home).peer_id
+    emit({"peer_id": peer_id, "home": str(home)}, as_json=as_json, text=peer_id)
+
+
+def logs(
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing what is added.")] = False,
+) -> None:
+    """The daemon's log. Prompts and answers are never in it."""
+    path = settings.home_from(os.environ) / "logs" / "octonode.log"
+    if not path.exists():
+        raise OctonodeError(f"there is no log at {path} yet; it begins with: octonode start", code="NOT_FOUND")
+    tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    print("\n".join(tail), flush=True)
+    if follow:
+        _follow(path)
+
+
+def _follow(path: Path) -> None:
+    file = path.open(encoding="utf-8", errors="replace")
+    file.seek(0, os.SEEK_END)
+    while True:
+        line = file.readline()
+        if line:
+            print(line, end="", flush=True)
+        elif path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            file.close()  # rotated
+            file = path.open(encoding="utf-8", errors="replace")
+        else:
+            time.sleep(0.2)
