@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, str, Need], ...] = (
     ("GET", "/api/v1/node", "inference"),
     ("GET", "/api/v1/models", "inference"),
     ("POST", "/api/v1/explain", "inference"),
-    ("GET", "/api/v1/*", "read"),
+    ("GET", "/*", "read"),
 )
 
 FREE_ON_LOOPBACK: frozenset[Need] = frozenset({"open", "inference", "read"})

@@ -44,7 +44,7 @@ from octonode.api.schema import (
     sse_event,
     to_json,
 )
-from octonode.api.streaming import EventStream, cancel_when_gone
+from octonode.api.streaming import NDJSON, SSE, EventStream, cancel_when_gone
 from octonode.errors import NotFound, OctonodeError
 from octonode.ids import TaskId
 from octonode.protocol.receipt import verify_receipt
@@ -54,7 +54,6 @@ PROGRESS_PAUSE_SECONDS = 0.1
 """Least time between two progress lines; the latest is what is sent."""
 TASKS_MAX = 1000
 PING_LINE = line({"type": "ping"})
-NDJSON = b"application/x-ndjson"
 
 
 def routes(ports: Ports, limits: BodyLimits) -> list[BaseRoute]:
@@ -218,7 +217,7 @@ class _Events:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         as_sse = b"text/event-stream" in dict(scope["headers"]).get(b"accept", b"")
         render, ping = (sse_event, PING) if as_sse else (line, PING_LINE)
-        stream = EventStream(send, b"text/event-stream" if as_sse else NDJSON, ping)
+        stream = EventStream(send, SSE if as_sse else NDJSON, ping)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             async with self._ports.node.events() as events:

@@ -38,7 +38,7 @@ from octonode.api.schema import (
     read,
     to_json,
 )
-from octonode.api.streaming import EventStream, cancel_when_gone
+from octonode.api.streaming import SSE, EventStream, cancel_when_gone
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId
 from octonode.tasks.asking import Answered, Ask, AskEvent, Attempt, Pieces, Progress
@@ -80,7 +80,7 @@ class ChatCompletions:
             ask = as_ask(request, model)
             answering = _Answering(request, model, await self._candidates(request, ask))
             if request.stream:
-                stream = EventStream(send, b"text/event-stream", PING)
+                stream = EventStream(send, SSE, PING)
                 nursery.start_soon(stream.keep_alive)
                 await self._stream(ask, answering, stream)
             else:

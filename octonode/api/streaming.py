@@ -5,6 +5,9 @@ from __future__ import annotations
 import trio
 from starlette.types import Receive, Send
 
+SSE = b"text/event-stream; charset=utf-8"
+NDJSON = b"application/x-ndjson"
+
 PING_SECONDS = 15.0
 """A stream that says nothing for so long sends its ping, so that proxies and clients see it live."""
 
