@@ -42,7 +42,7 @@ class Refusal:
 
 
 class TokenBucket:
-    """`rate_per_second` tokens flow in up to `burst`; each request takes one. Never gives more than burst + rate x time."""
+    """`rate_per_second` tokens flow in up to `burst`; each request takes one. At most burst + rate x time."""
 
     __slots__ = ("_at_ms", "_tokens", "burst", "rate")
 

@@ -9,6 +9,8 @@ from octonode.errors import OctonodeError
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.messages import Privacy
 
+NO_TASK = TaskId(b"")
+
 Ranking = Literal["balanced", "speed", "first_token", "cost"]
 """How candidates are ordered; `routing.RANKINGS` says by what."""
 
@@ -91,7 +93,7 @@ class Answered:
     """dag-cbor bytes as signed, protocols/receipt.md; None when the provider sent none."""
     request_header: bytes = b""
     """Header of our signed request, the bytes that the receipt's request hash is about."""
-    task: TaskId = TaskId(b"")
+    task: TaskId = NO_TASK
     pieces_total: int = 0
     first_token_seconds: float = 0.0
     """From the first attempt to the first piece."""

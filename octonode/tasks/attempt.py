@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import trio
@@ -10,7 +11,7 @@ import trio
 from octonode.config import TasksConfig
 from octonode.errors import OctonodeError, RemoteProtocolError, from_wire
 from octonode.identity import Signer
-from octonode.ids import AGENT_PROTOCOL, PeerId
+from octonode.ids import AGENT_PROTOCOL, PeerId, TaskId
 from octonode.network.host import Host, Stream, StreamReset
 from octonode.protocol.exchange import Exchange, Received
 from octonode.protocol.messages import ErrorReport, StatusUpdate, TaskRequest, TaskResponse
@@ -25,9 +26,10 @@ log = logging.getLogger(__name__)
 INLINE_SEND_BYTES = 64 * 1024
 """A larger request is written beside the reading, so that neither end waits for the other."""
 DRAIN_SECONDS = 2.0
+RESET_SECONDS = 1.0
 
 
-class Attempt:
+class RemoteAttempt:
     """One question to one provider. `ask` may be called once; `left` says what to do with the stream afterwards."""
 
     def __init__(
@@ -82,7 +84,7 @@ class Attempt:
             task_request(self._ask, self._token),
             now_ms,
             conversation=self._conversation,
-            expires_at_ms=now_ms + int(self._ask.deadline_seconds * 1000),
+            expires_at_ms=now_ms + min(int(self._ask.deadline_seconds * 1000), exchange.limits.expiry_ahead_ms_max),
         )
         self.verification = Verification(
             self._ask,
@@ -94,11 +96,17 @@ class Attempt:
         if len(request) <= INLINE_SEND_BYTES:
             await self._send(stream, request)
             return await self._listen(stream, heard, waiting)
+        outcome: Answered | OctonodeError
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_beside, stream, request)
-            answered = await self._listen(stream, heard, waiting)
+            try:
+                outcome = await self._listen(stream, heard, waiting)
+            except OctonodeError as error:  # carried out by hand: a nursery would wrap it in a group
+                outcome = error
             nursery.cancel_scope.cancel()
-        return answered
+        if isinstance(outcome, OctonodeError):
+            raise outcome
+        return outcome
 
     async def _send(self, stream: Stream, data: bytes) -> None:
         await stream.send(data)
@@ -127,13 +135,15 @@ class Attempt:
                     return self._answered(message)
                 else:
                     raise self._refusal(event)
-            await self._inbox.room()
-            heard.deadline = trio.current_time() + silence
+            if self._inbox.full:
+                heard.deadline = math.inf  # it is our consumer who is slow now
+                await self._inbox.room()
+                heard.deadline = trio.current_time() + silence
 
     def _update(self, update: StatusUpdate, waiting: trio.CancelScope) -> None:
         assert self.verification is not None
         if update.pieces:
-            waiting.deadline = float("inf")
+            waiting.deadline = math.inf
             self._inbox.put(Pieces(update.pieces, len(self.received)))
             self.received += update.pieces
             self.verification.pieces(update.pieces)
@@ -169,7 +179,11 @@ class Attempt:
         error.detail.setdefault("provider", self.provider)
         return error
 
-    async def leave(self) -> None:
+    @property
+    def task(self) -> TaskId:
+        return self._exchange.task
+
+    async def leave(self, *, drain: bool = True) -> None:
         """Ends the stream, whatever its state: finished when all is said, else cancel, drain for 2 s, reset."""
         stream, exchange = self._stream, self._exchange
         if stream is None:
@@ -177,11 +191,11 @@ class Attempt:
         if exchange.state is State.CLOSED and self._sent_whole:
             await stream.finish()
             return
-        if exchange.state is State.OPEN and self._sent_whole:
+        if drain and exchange.state is State.OPEN and self._sent_whole:
             with trio.move_on_after(DRAIN_SECONDS):
                 if await self._cancel_and_drain(stream):
                     return
-        with trio.move_on_after(1, shield=True):
+        with trio.move_on_after(RESET_SECONDS, shield=True):
             await stream.reset()
 
     async def _cancel_and_drain(self, stream: Stream) -> bool:

@@ -1,4 +1,4 @@
-"""One answer made by one of our engines, for a peer (`provider`) or for ourselves (`dispatcher`): wait, run, account."""
+"""One answer made by one of our engines, for a peer or for ourselves: wait for it, run it, account for it."""
 
 from __future__ import annotations
 

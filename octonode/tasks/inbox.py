@@ -21,13 +21,21 @@ class Inbox:
     def __init__(self) -> None:
         self._events: deque[AskEvent] = deque()
         self._puts = 0
+        self.first_piece_at: float | None = None
+        """Loop time of the first piece."""
         self._ended = False
         self._error: OctonodeError | None = None
         self._news = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
 
+    @property
+    def full(self) -> bool:
+        return self._puts >= PUTS_MAX
+
     def put(self, event: AskEvent) -> None:
         last = self._events[-1] if self._events else None
+        if type(event) is Pieces and self.first_piece_at is None:
+            self.first_piece_at = trio.current_time()
         if type(event) is Pieces and type(last) is Pieces:
             self._events[-1] = Pieces(last.pieces + event.pieces, last.first)
         elif type(event) is Progress and type(last) is Progress:
@@ -39,13 +47,17 @@ class Inbox:
 
     async def room(self) -> None:
         """Waits while the consumer lags too far behind. Raises OctonodeError (SLOW_READER)."""
-        if self._puts < PUTS_MAX:
+        if not self.full:
             return
         with trio.move_on_after(CONSUMER_SECONDS_MAX):
             while self._puts >= PUTS_MAX:
                 await self._room.park()
             return
         raise OctonodeError("the answer was not read for too long; it was canceled", code="SLOW_READER")
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     def end(self) -> None:
         self._ended = True

@@ -45,7 +45,7 @@ class Access(Protocol):
     """Who may send us tasks: `network.access`."""
 
     @property
-    def mode(self) -> str:
+    def policy(self) -> str:
         """`token`, `peers` or `open`."""
         ...
 
@@ -153,7 +153,7 @@ class Provider:
         if not isinstance(message, TaskRequest):
             raise RemoteProtocolError("negotiation is not built yet; send a TASK_REQUEST", code="UNSUPPORTED")
         allowed = self._access.allows(peer, message.token)
-        arrival = Arrival(peer, self._access.known(peer), allowed, self._access.mode, header.expires_at_ms)
+        arrival = Arrival(peer, self._access.known(peer), allowed, self._access.policy, header.expires_at_ms)
         refusal = self._admission.first_look(arrival, self._now_ms())
         if refusal is not None:
             raise RemoteProtocolError(
@@ -161,7 +161,7 @@ class Provider:
             )
 
     async def _read_request(self, stream: Stream, exchange: Exchange) -> list[Received]:
-        """The request and what came with it; nothing when the peer went away without one. Raises RemoteProtocolError, StreamReset."""
+        """The request and what came with it; nothing when the peer left. Raises RemoteProtocolError, StreamReset."""
         with trio.move_on_after(self._limits.request_wait_ms / 1000):
             while True:
                 data = await stream.receive()
@@ -180,7 +180,9 @@ class Provider:
         if request.again:
             run = self._runs.get(key)
             if run is None or len(run.delivered) >= STREAMS_PER_TASK_MAX:
-                return ErrorReport("REPLAY", "this request was made before and its answer is kept no more; send a new one")
+                return ErrorReport(
+                    "REPLAY", "this request was made before and its answer is kept no more; send a new one"
+                )
             return run
         refusal = self._second_look(exchange)
         if refusal is not None:
@@ -242,9 +244,7 @@ class Provider:
         assert exchange.request is not None
         now_ms = self._now_ms()
         model = exchange.request.model
-        record = TaskRecord(
-            exchange.task, "provider", exchange.remote, model, "rejected", refusal.code, now_ms, now_ms
-        )
+        record = TaskRecord(exchange.task, "provider", exchange.remote, model, "rejected", refusal.code, now_ms, now_ms)
         self._tasks.keep_task(record)
 
     async def _serve(self, stream: Stream, exchange: Exchange, run: Run) -> None:

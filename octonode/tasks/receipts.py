@@ -1,4 +1,4 @@
-"""What remains of a task: its record and its receipt. The ports to where they are kept, and how a receipt is checked."""
+"""What remains of a task: its record and its receipt, and the ports to where they are kept."""
 
 from __future__ import annotations
 

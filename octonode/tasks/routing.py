@@ -7,14 +7,14 @@ The local engine is candidate zero: nothing is sent anywhere when we can answer 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octonode.ids import PeerId
 from octonode.protocol.announcement import Announcement, Serving
 from octonode.tasks.asking import Ask, Candidate, Ranking
 
 BYTES_PER_TOKEN_MOST = 32
-"""Text rarely has tokens as long as this: what is over the context even then is not sent. Closer calls are the engine's."""
+"""Text rarely has tokens as long as this: what is over the context even then is not sent."""
 
 PRIVACY_BUILT = frozenset({"public"})
 """Levels this version can keep; others are refused, never downgraded."""
@@ -24,11 +24,15 @@ PRIVACY_BUILT = frozenset({"public"})
 class LocalModel:
     """Our own loaded engine of the model."""
 
-    context_tokens: int
-    parallel: int
-    running: int
+    context_tokens: int = 0
+    parallel: int = 0
+    running: int = 0
     tokens_per_second: float = 0.0
     first_token_ms: float = 0.0
+    waiting_for: str = ""
+    """Empty when it is ready; else what it is at (`fetching`, `loading`): then it comes last, with its progress."""
+    failed: str = ""
+    """Why it cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def choose(
     """Everybody with a verdict: the accepted in the order of asking, then the rejected. A total order."""
     verdicts: list[tuple[Candidate, tuple[float, ...]]] = []
     if local is not None:
-        verdicts.append((_local(ask, us, local), (0.0,)))
+        verdicts.append((_local(ask, us, local), (2.0 if local.waiting_for else 0.0,)))
     newest: dict[PeerId, Announcement] = {}
     for announcement in announcements:
         known = newest.get(announcement.peer_id)
@@ -65,32 +69,16 @@ def choose(
         waits = standing.not_before_ms > now_ms
         key = (1.0, float(waits), float(min(standing.failures, 8)), *rank(serving)) if serving else (1.0,)
         verdicts.append((candidate, key))
+    if ask.peer is not None and ask.peer != us and ask.peer not in newest:
+        verdicts.append((Candidate(ask.peer, False, True, "you named it; it has announced nothing here"), (1.0,)))
     accepted = sorted((v for v in verdicts if v[0].accepted), key=lambda v: (v[1], v[0].peer))
     rejected = sorted((v[0] for v in verdicts if not v[0].accepted), key=lambda c: (not c.local, c.peer))
-    ranked = tuple(_ranked(candidate, place) for place, (candidate, _) in enumerate(accepted))
+    ranked = tuple(replace(candidate, rank=place) for place, (candidate, _) in enumerate(accepted))
     return ranked + tuple(rejected)
 
 
 def serving_of(announcement: Announcement, root: str) -> Serving | None:
     return next((serving for serving in announcement.serving if serving.root == root), None)
-
-
-def _ranked(candidate: Candidate, place: int) -> Candidate:
-    return Candidate(
-        candidate.peer,
-        candidate.local,
-        True,
-        candidate.reason,
-        place,
-        candidate.tier,
-        candidate.tokens_per_second,
-        candidate.first_token_ms,
-        candidate.running,
-        candidate.parallel,
-        candidate.context_tokens,
-        candidate.price_in_micro_octo,
-        candidate.price_out_micro_octo,
-    )
 
 
 def _local(ask: Ask, us: PeerId, local: LocalModel) -> Candidate:
@@ -100,12 +88,13 @@ def _local(ask: Ask, us: PeerId, local: LocalModel) -> Candidate:
     elif ask.privacy not in PRIVACY_BUILT:
         reason = f"privacy level {ask.privacy} is not kept by this version"
     else:
-        reason = _over_context(ask, local.context_tokens)
+        reason = local.failed or _over_context(ask, local.context_tokens)
+    first = f"the local engine is asked last: {local.waiting_for}" if local.waiting_for else "the local engine is first"
     return Candidate(
         us,
         local=True,
         accepted=not reason,
-        reason=reason or "the local engine is asked first",
+        reason=reason or first,
         tokens_per_second=local.tokens_per_second,
         first_token_ms=local.first_token_ms,
         running=local.running,

@@ -1,4 +1,4 @@
-"""One task at its provider: made once, watched by the streams attached to it, kept a while for the same request again."""
+"""One task at its provider: made once, watched by the streams attached to it, kept a while after its end."""
 
 from __future__ import annotations
 

@@ -86,7 +86,10 @@ class Writer:
         now_ms = self._now_ms()
         await self._send(
             StatusUpdate(
-                stage="decode", first_piece=first, pieces=pieces, checkpoint=self._checkpoint(first + len(pieces), now_ms)
+                stage="decode",
+                first_piece=first,
+                pieces=pieces,
+                checkpoint=self._checkpoint(first + len(pieces), now_ms),
             )
         )
 
