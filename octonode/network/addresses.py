@@ -186,7 +186,7 @@ def may_dial(address: Address, reached_ips: Collection[str]) -> bool:
 def dialable(
     peer_id: PeerId, announced: Iterable[str], reached_ips: Collection[str], observed_ip: str | None = None
 ) -> tuple[str, ...]:
-    """Which announced addresses of `peer_id` to dial, each ending in /p2p/<peer_id>; nearest kind last, no doubles.
+    """Which announced addresses of `peer_id` to dial, each ending in /p2p/<peer_id>, without doubles.
 
     With `observed_ip`, the IP of a live connection to this very peer, its announced ports are tried there first:
     a node behind a port forward often does not know the address that others see. Malformed addresses and those of

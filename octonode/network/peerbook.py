@@ -7,13 +7,13 @@ last announcement expires, so that an older one which still travels does not bri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from octonode.ids import PeerId
-from octonode.protocol.announcement import Announcement
+from octonode.protocol.announcement import Announcement, Holding, Serving
 
 PEERS_MAX = 4096
 SAMPLE_MAX = 16
@@ -59,6 +59,7 @@ class Peerbook:
         self._peers_max = peers_max
         # In the order of hearing: the first is the one heard of longest ago.
         self._entries: dict[PeerId, Entry] = {}
+        self._by_data: dict[bytes, PeerId] = {}
         self._index: dict[tuple[str, str], set[PeerId]] = {}
         self._expiry_before_ms = 0
         self.evicted = 0
@@ -97,6 +98,11 @@ class Peerbook:
         entry = self._entry(peer_id, now_ms)
         return entry.data if entry else None
 
+    def recognise(self, data: bytes) -> Announcement | None:
+        """The announcement that stands for exactly these signed bytes, so that they need not be verified again."""
+        peer_id = self._by_data.get(data)
+        return self._entries[peer_id].announcement if peer_id is not None else None
+
     def peers(self, now_ms: int) -> list[Announcement]:
         """All active peers with a fresh announcement, heard of longest ago first."""
         return [entry.announcement for entry in self._entries.values() if _active(entry, now_ms)]
@@ -130,6 +136,7 @@ class Peerbook:
 
     def forget(self, peer_id: PeerId) -> None:
         if (entry := self._entries.pop(peer_id, None)) is not None:
+            del self._by_data[entry.data]
             self._unindex(entry.announcement)
 
     def expire(self, now_ms: int) -> list[PeerId]:
@@ -164,6 +171,7 @@ class Peerbook:
         peer_id = entry.announcement.peer_id
         self.forget(peer_id)
         self._entries[peer_id] = entry
+        self._by_data[entry.data] = peer_id
         for key in _index_keys(entry.announcement):
             self._index.setdefault(key, set()).add(peer_id)
         self._expiry_before_ms = min(
@@ -186,13 +194,6 @@ def _active(entry: Entry, now_ms: int) -> bool:
 def _index_keys(announcement: Announcement) -> set[tuple[str, str]]:
     keys = {("serving", item.root) for item in announcement.serving}
     keys |= {("holding", item.root) for item in announcement.holding}
-    for item in (*announcement.serving, *announcement.holding):
-        if item.name:
-            keys.add(("named", item.name))
-        if item.manifest:
-            keys.add(("manifest", item.manifest))
-    return keys
-
-
-NowMs = Callable[[], int]
-"""The wall clock in unix milliseconds; services take it so that tests bring their own."""
+    models: tuple[Serving | Holding, ...] = (*announcement.serving, *announcement.holding)
+    keys |= {("named", item.name) for item in models if item.name}
+    return keys | {("manifest", item.manifest) for item in models if item.manifest}
