@@ -27,10 +27,10 @@ from octonode.tasks.asking import (
     Ranking,
 )
 from octonode.tasks.attempt import RemoteAttempt
-from octonode.tasks.generation import Resident
 from octonode.tasks.inbox import Inbox
 from octonode.tasks.question import Question
 from octonode.tasks.receipts import ReceiptStore, TaskLog
+from octonode.tasks.resident import Resident
 from octonode.tasks.routing import LocalModel, choose
 from octonode.tasks.slots import EngineSlots, new_id, wall_clock_ms
 from octonode.tasks.standings import Standings

@@ -16,24 +16,11 @@ from octonode.ids import PeerId, TaskId
 from octonode.protocol.receipt import EngineFingerprint, Price, Receipt, Times, sign_receipt
 from octonode.protocol.transcript import Transcript
 from octonode.tasks.chat import applied
-from octonode.tasks.residency import ModelStatus
+from octonode.tasks.resident import Resident
 from octonode.tasks.slots import EngineSlots
 
 PIECE_CHARACTERS_MAX = 32 * 1024
 """An engine's larger piece is cut, so that every piece fits a frame."""
-
-
-class Resident(Protocol):
-    """Our models and their engines: `tasks.residency.Residency`."""
-
-    def engine(self, root: str) -> Engine | None: ...
-
-    def model(self, root: str) -> ModelStatus | None: ...
-
-    @property
-    def changes(self) -> int: ...
-
-    async def wait_changed(self, seen: int) -> int: ...
 
 
 class Sink(Protocol):
@@ -184,14 +171,3 @@ def _all_small(pieces: tuple[str, ...]) -> bool:
 def _cut(pieces: tuple[str, ...]) -> tuple[str, ...]:
     size = PIECE_CHARACTERS_MAX
     return tuple(piece[at : at + size] for piece in pieces for at in range(0, max(1, len(piece)), size))
-
-
-def told(error: BaseException) -> OctonodeError | None:
-    """The OctonodeError that `error` is or, as a group of one kind, holds; None for a bug."""
-    if isinstance(error, OctonodeError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        inner = [told(one) for one in error.exceptions]
-        if all(one is not None for one in inner):
-            return inner[0]
-    return None

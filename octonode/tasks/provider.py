@@ -22,8 +22,8 @@ from octonode.protocol.replay import ReplayWindow
 from octonode.protocol.states import State
 from octonode.tasks import chat
 from octonode.tasks.admission import Admission, Arrival, Bounds, Refusal
-from octonode.tasks.generation import Resident
 from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
+from octonode.tasks.resident import Resident
 from octonode.tasks.routing import PRIVACY_BUILT
 from octonode.tasks.run import Run, bounded
 from octonode.tasks.slots import EngineSlots, Measured, new_id, wall_clock_ms

@@ -14,7 +14,8 @@ from octonode.protocol.exchange import Exchange
 from octonode.protocol.receipt import verify_receipt
 from octonode.tasks.asking import NO_TASK, Answered, Ask, Attempt, Candidate, Pieces, Progress, ProviderLost
 from octonode.tasks.chat import generate_request, parameters_of, task_request
-from octonode.tasks.generation import Generation, Order, told
+from octonode.tasks.faults import told
+from octonode.tasks.generation import Generation, Order
 from octonode.tasks.inbox import Inbox
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 from octonode.tasks.routing import PRIVACY_BUILT

@@ -1,35 +1,38 @@
-"""Keeps the desired models resident: resolve, fetch, load, serve; tried again for ever."""
+"""Keeps the desired models resident: resolve, fetch, load, serve; what fails is tried again for ever."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import trio
 
 from octonode.engines.contract import Engine, LoadRequest
+from octonode.errors import OctonodeError
+from octonode.tasks.faults import told
+from octonode.tasks.resident import ModelState, ModelStatus, Resident, ResolvedModel
 
-ModelState = Literal["resolving", "fetching", "loading", "serving", "failed"]
+__all__ = [
+    "Engines",
+    "FetchProgress",
+    "LoadRequestFor",
+    "ModelSource",
+    "ModelState",
+    "ModelStatus",
+    "Residency",
+    "Resident",
+    "ResolvedModel",
+]
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """What a reference means."""
-
-    root: str
-    """Root CID."""
-    format: str
-    """`gguf`, `scripted`, ...: decides the engine."""
-    manifest: str = ""
-    """CID of the signed manifest, empty when there is none."""
-    name: str = ""
-    """`publisher-peer-id/name`, or empty."""
-    version: str = ""
-    size_bytes: int = 0
-    context_tokens: int = 0
-    """The model's own limit, 0 when unknown."""
+MODELS_MAX = 64
+"""Desired models at once; one more is refused."""
+PROGRESS_SECONDS = 0.2
+"""Fetch progress wakes watchers at most this often."""
 
 
 FetchProgress = Callable[[int, int], None]
@@ -63,29 +66,25 @@ class Engines(Protocol):
 
     def release(self, model_root: str) -> None: ...
 
+    @property
+    def changes(self) -> int: ...
 
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One desired model."""
-
-    reference: str
-    state: ModelState
-    model: ResolvedModel | None = None
-    """None until it has been resolved."""
-    done_bytes: int = 0
-    total_bytes: int = 0
-    """While fetching."""
-    reason: str = ""
-    """Why it failed, for people."""
-    code: str = ""
-    """Its code of `errors.TABLE`."""
-    retry_in_seconds: float = 0.0
-    failures: int = 0
-    """In a row."""
+    async def wait_changed(self, seen: int) -> int: ...
 
 
 LoadRequestFor = Callable[[ResolvedModel, Path], LoadRequest]
 """`engines.select.load_request` with the settings filled in. Raises OctonodeError when no engine here runs it."""
+
+
+class _Wish:
+    """One desired model: its status, and the scope and bell of the task that pursues it."""
+
+    def __init__(self, reference: str) -> None:
+        self.status = ModelStatus(reference, "resolving")
+        self.scope = trio.CancelScope()
+        self.hurry = trio.Event()
+        self.retry_at = 0.0
+        self.started = False
 
 
 class Residency:
@@ -100,34 +99,207 @@ class Residency:
         retry_seconds: float = 2.0,
         retry_seconds_max: float = 300.0,
     ) -> None:
-        raise NotImplementedError
+        self._source = source
+        self._engines = engines
+        self._load_request = load_request
+        self._retry_seconds = retry_seconds
+        self._retry_seconds_max = retry_seconds_max
+        self._wishes: dict[str, _Wish] = {}
+        self._by_root: dict[str, _Wish] = {}
+        self._desired: dict[str, LoadRequest] = {}
+        self._changes = 0
+        self._news = trio.lowlevel.ParkingLot()
+        self._progress_at = 0.0
+        self._nursery: trio.Nursery | None = None
+
+    # What others read.
 
     @property
     def changes(self) -> int:
         """Grows with each change of any model's state."""
-        raise NotImplementedError
+        return self._changes
+
+    async def wait_changed(self, seen: int) -> int:
+        """Returns `changes` as soon as it differs from `seen`."""
+        while self._changes == seen:
+            await self._news.park()
+        return self._changes
+
+    def status(self) -> Sequence[ModelStatus]:
+        """Every desired model, in the order of being added."""
+        return [self._shown(wish) for wish in self._wishes.values()]
 
     def model(self, root: str) -> ModelStatus | None:
         """The status of the desired model with this root; None when nobody desires it."""
-        raise NotImplementedError
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        raise NotImplementedError
-
-    def add(self, reference: str) -> None:
-        """Keep this model resident from now on. The same reference again tries at once what waits for a retry."""
-        raise NotImplementedError
-
-    def remove(self, root: str) -> bool:
-        """Unload it and want it no more; `root` may also be the reference. False when it was not desired."""
-        raise NotImplementedError
-
-    def status(self) -> Sequence[ModelStatus]:
-        raise NotImplementedError
+        wish = self._by_root.get(root)
+        return None if wish is None else self._shown(wish)
 
     def engine(self, root: str) -> Engine | None:
         """The loaded engine of a desired model, None while it is not ready."""
-        raise NotImplementedError
+        return self._engines.engine(root) if root in self._by_root else None
 
-    async def wait_changed(self, seen: int) -> int:
-        raise NotImplementedError
+    def _shown(self, wish: _Wish) -> ModelStatus:
+        if wish.status.state != "failed" or self._nursery is None:
+            return wish.status
+        return replace(wish.status, retry_in_seconds=max(0.0, wish.retry_at - trio.current_time()))
+
+    # What others wish.
+
+    def add(self, reference: str) -> None:
+        """Keep this model resident from now on. The same reference again tries at once what waits for a retry.
+
+        Raises OctonodeError (OVERLOADED) at `MODELS_MAX`.
+        """
+        wish = self._wishes.get(reference)
+        if wish is not None:
+            wish.hurry.set()
+            if wish.status.model is not None:
+                self._engines.release(wish.status.model.root)
+            return
+        if len(self._wishes) >= MODELS_MAX:
+            raise OctonodeError(f"{MODELS_MAX} models are kept here already; remove one first", code="OVERLOADED")
+        wish = self._wishes[reference] = _Wish(reference)
+        self._start(wish)
+        self._changed()
+
+    def remove(self, root: str) -> bool:
+        """Unload it and want it no more; `root` may also be the reference. False when it was not desired."""
+        gone = [wish for wish in self._wishes.values() if root in (wish.status.reference, _root(wish))]
+        for wish in gone:
+            del self._wishes[wish.status.reference]
+            self._forget_root(wish)
+            wish.scope.cancel()
+        if gone:
+            self._changed()
+        return bool(gone)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Pursues every desired model until cancelled; models may be added before it runs."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for wish in self._wishes.values():
+                    self._start(wish)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    # The pursuit of one model.
+
+    def _start(self, wish: _Wish) -> None:
+        if self._nursery is not None and not wish.started:
+            wish.started = True
+            self._nursery.start_soon(self._pursue, wish)
+
+    async def _pursue(self, wish: _Wish) -> None:
+        with wish.scope:
+            while True:
+                try:
+                    await self._bring_up(wish)
+                    await self._watch(wish)
+                except Exception as error:
+                    await self._fail(wish, error)
+
+    async def _bring_up(self, wish: _Wish) -> None:
+        """Resolve, fetch, load. Raises OctonodeError."""
+        reference = wish.status.reference
+        if wish.status.model is None:
+            self._set(wish, "resolving")
+            model = await self._source.resolve(reference)
+            other = self._by_root.get(model.root)
+            if other is not None and other is not wish:
+                raise OctonodeError(f"it is the same model as {other.status.reference}", code="BAD_REQUEST")
+            wish.status = replace(wish.status, model=model)
+            self._by_root[model.root] = wish
+        model = wish.status.model
+        assert model is not None
+        path = self._source.path(model.root)
+        if path is None:
+            self._set(wish, "fetching", total_bytes=model.size_bytes)
+            await self._source.fetch(model.root, lambda done, total: self._fetched(wish, done, total))
+            path = self._source.path(model.root)
+            if path is None:
+                raise OctonodeError("the fetch ended and the file is not whole; try again", code="MODEL_UNAVAILABLE")
+        self._set(wish, "loading")
+        self._desired[model.root] = self._load_request(model, path)
+        self._engines.set_desired(dict(self._desired))
+        await self._engines.wait_ready(model.root)
+        self._set(wish, "serving", failures=0)
+
+    async def _watch(self, wish: _Wish) -> None:
+        """While it is served: a worker that dies makes it `loading` again. Raises what `wait_ready` raises."""
+        root = _root(wish)
+        while True:
+            seen = self._engines.changes
+            if self._engines.engine(root) is None:
+                self._set(wish, "loading")
+                await self._engines.wait_ready(root)
+            if wish.status.state != "serving":
+                self._set(wish, "serving", failures=0)
+            await self._engines.wait_changed(seen)
+
+    async def _fail(self, wish: _Wish, error: Exception) -> None:
+        """Show why, then wait: longer with each failure in a row, until somebody hurries it."""
+        known = told(error)
+        if known is None:
+            log.error("%s: a bug: %r", wish.status.reference, error, exc_info=error)
+            known = OctonodeError("this node met a bug in itself; see its log", code="INTERNAL")
+        failures = wish.status.failures + 1
+        wait_seconds = min(self._retry_seconds_max, self._retry_seconds * 2 ** min(failures - 1, 20))
+        wish.retry_at = trio.current_time() + wait_seconds
+        self._set(wish, "failed", reason=known.message, code=known.code, failures=failures)
+        log.warning("%s: %s; next try in %.0f s", wish.status.reference, known.message, wait_seconds)
+        wish.hurry = trio.Event()
+        with trio.move_on_after(wait_seconds):
+            await wish.hurry.wait()
+        if wish.status.model is not None and known.code == "MODEL_NOT_FOUND":
+            self._forget_root(wish)  # the name may mean another root by now
+            wish.status = replace(wish.status, model=None)
+        elif wish.status.model is not None:
+            self._engines.release(wish.status.model.root)
+
+    def _fetched(self, wish: _Wish, done: int, total: int) -> None:
+        wish.status = replace(wish.status, done_bytes=done, total_bytes=total)
+        now = trio.current_time()
+        if now - self._progress_at >= PROGRESS_SECONDS:
+            self._progress_at = now
+            self._changed()
+
+    def _set(
+        self,
+        wish: _Wish,
+        state: ModelState,
+        *,
+        total_bytes: int = 0,
+        reason: str = "",
+        code: str = "",
+        failures: int | None = None,
+    ) -> None:
+        if failures is None:
+            failures = wish.status.failures
+        wish.status = ModelStatus(
+            wish.status.reference,
+            state,
+            wish.status.model,
+            total_bytes=total_bytes,
+            reason=reason,
+            code=code,
+            failures=failures,
+        )
+        self._changed()
+
+    def _forget_root(self, wish: _Wish) -> None:
+        root = _root(wish)
+        if self._by_root.get(root) is wish:
+            del self._by_root[root]
+            if self._desired.pop(root, None) is not None:
+                self._engines.set_desired(dict(self._desired))
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._news.unpark_all()
+
+
+def _root(wish: _Wish) -> str:
+    return wish.status.model.root if wish.status.model is not None else ""

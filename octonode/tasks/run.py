@@ -15,8 +15,10 @@ from octonode.ids import PeerId, TaskId
 from octonode.protocol.exchange import Exchange, report
 from octonode.protocol.messages import ErrorReport, TaskRequest, TaskResponse
 from octonode.tasks.chat import generate_request
-from octonode.tasks.generation import Generation, Order, Resident, told
+from octonode.tasks.faults import told
+from octonode.tasks.generation import Generation, Order
 from octonode.tasks.receipts import TaskRecord
+from octonode.tasks.resident import Resident
 from octonode.tasks.slots import EngineSlots
 from octonode.tasks.task import Task
 

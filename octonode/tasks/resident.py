@@ -1,0 +1,62 @@
+"""What the rest of the tasks sees of the models kept here; `residency` is the service behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from octonode.engines.contract import Engine
+
+ModelState = Literal["resolving", "fetching", "loading", "serving", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """What a reference means."""
+
+    root: str
+    """Root CID."""
+    format: str
+    """`gguf`, `scripted`, ...: decides the engine."""
+    manifest: str = ""
+    """CID of the signed manifest, empty when there is none."""
+    name: str = ""
+    """`publisher-peer-id/name`, or empty."""
+    version: str = ""
+    size_bytes: int = 0
+    context_tokens: int = 0
+    """The model's own limit, 0 when unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One desired model."""
+
+    reference: str
+    state: ModelState
+    model: ResolvedModel | None = None
+    """None until it has been resolved."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """While fetching."""
+    reason: str = ""
+    """Why it failed, for people."""
+    code: str = ""
+    """Its code of `errors.TABLE`."""
+    retry_in_seconds: float = 0.0
+    """From now."""
+    failures: int = 0
+    """In a row."""
+
+
+class Resident(Protocol):
+    """Our models and their engines: `tasks.residency.Residency`."""
+
+    def engine(self, root: str) -> Engine | None: ...
+
+    def model(self, root: str) -> ModelStatus | None: ...
+
+    @property
+    def changes(self) -> int: ...
+
+    async def wait_changed(self, seen: int) -> int: ...
