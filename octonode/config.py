@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import os
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,7 +120,10 @@ class TasksConfig:
 @dataclass(frozen=True, slots=True)
 class LogConfig:
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    """`json`: one object a line, for machines."""
     file_bytes_max: int = 16 * MIB
+    """Of one file; `files_max` of them are kept."""
     files_max: int = 3
 
 
@@ -219,7 +221,6 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _convert_scalar(value: Any, hint: type, where: str) -> Any:
-    assert not isinstance(hint, types.UnionType)
     if hint is bool and isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
         return value.lower() in ("true", "1")
     if hint in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -254,7 +255,7 @@ def split_host_port(text: str, where: str) -> tuple[str, int]:
     """("127.0.0.1", 8808) from "127.0.0.1:8808"; "[::1]:0" works. Raises ConfigError."""
     host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{where} = {text!r}: write HOST:PORT, for example 127.0.0.1:8808 (port 0: the kernel chooses)")
+        raise ConfigError(f"{where} = {text!r}: write HOST:PORT, such as 127.0.0.1:8808 (port 0: the kernel chooses)")
     return host.strip("[]"), int(port)
 
 

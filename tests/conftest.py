@@ -1,0 +1,93 @@
+"""Fixtures for every ring: a node's home, the real model, and a guard against processes left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+CHILDREN_GRACE_SECONDS = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of whoever runs the tests do not reach them; OCTONODE_TEST_MODEL is for the tests and stays."""
+    for name in list(os.environ):
+        if name.startswith("OCTONODE_") and name != "OCTONODE_TEST_MODEL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty OCTONODE_HOME, 0700."""
+    place = tmp_path / "home"
+    place.mkdir(mode=0o700)
+    return place
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1 (98 MB, Apache-2.0). A missing model fails the test: it is part of `make test`."""
+    path = Path(os.environ.get("OCTONODE_TEST_MODEL") or MODEL)
+    if not path.is_file():
+        pytest.fail(f"no model at {path}: run `make model`, or set OCTONODE_TEST_MODEL to a copy", pytrace=False)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_children_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves child processes behind, and end them so that the next test is not disturbed.
+
+    Children that a fixture of a wider scope started stay: those were there before, or are named by the fixture
+    `lasting_children`.
+    """
+    before = children()
+    yield
+    deadline = time.monotonic() + CHILDREN_GRACE_SECONDS
+    while left := children() - before - set(request.session.stash.get(LASTING, frozenset())):
+        if time.monotonic() > deadline:
+            commands = [f"{pid}: {command(pid)}" for pid in sorted(left)]
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail("child processes left behind: " + "; ".join(commands), pytrace=False)
+        time.sleep(0.02)
+
+
+LASTING = pytest.StashKey[set[int]]()
+
+
+@pytest.fixture(scope="session")
+def lasting_children(request: pytest.FixtureRequest) -> set[int]:
+    """Add pids here that a module's or session's fixture starts and ends itself."""
+    return request.session.stash.setdefault(LASTING, set())
+
+
+def children() -> set[int]:
+    """Pids of our living direct children, over all threads; zombies do not count."""
+    pids: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids.update(int(pid) for pid in file.read_text().split())
+        except OSError:  # the thread has ended
+            continue
+    return {pid for pid in pids if alive(pid)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "?"
