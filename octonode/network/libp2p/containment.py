@@ -49,6 +49,56 @@ async def supervised(what: str, work: Callable[[], Awaitable[Any]]) -> None:
         pause = min(2 * pause, RESTART_PAUSE_MAX_SECONDS)
 
 
+class ContainedManager:
+    """Stands in for the library's service manager, under which one failing task ends all others.
+
+    `spawn(what, work, *args)` starts a contained task. `on_failure(work)` is told of a task that raised. When a task
+    that should run for ever ends, the service is finished, for whoever supervises it to start again.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[..., None],
+        on_failure: Callable[[Callable[..., Awaitable[Any]]], Awaitable[None]] | None = None,
+    ) -> None:
+        self._spawn = spawn
+        self._on_failure = on_failure
+        self._finished = trio.Event()
+
+    @property
+    def is_running(self) -> bool:
+        return not self._finished.is_set()
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finished.is_set()
+
+    def run_task(
+        self, work: Callable[..., Awaitable[Any]], *args: Any, daemon: bool = False, name: str | None = None
+    ) -> None:
+        self._spawn(name or getattr(work, "__qualname__", "a task of the library"), self._run, daemon, work, *args)
+
+    def run_daemon_task(self, work: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None) -> None:
+        self.run_task(work, *args, daemon=True, name=name)
+
+    async def _run(self, daemon: bool, work: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        try:
+            await work(*args)
+        except Exception:
+            if self._on_failure is not None:
+                await self._on_failure(work)
+            raise
+        finally:
+            if daemon:
+                self.finish()
+
+    async def wait_finished(self) -> None:
+        await self._finished.wait()
+
+    def finish(self) -> None:
+        self._finished.set()
+
+
 def _must_pass(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(_must_pass(inner) for inner in error.exceptions)

@@ -22,7 +22,7 @@ from multiaddr import Multiaddr
 
 from octonode.errors import Unreachable
 from octonode.network.host import ProtocolNotSupported, StreamReset
-from octonode.network.libp2p.containment import contained
+from octonode.network.libp2p.containment import ContainedManager, contained
 from octonode.network.libp2p.library import NEGOTIATION_SECONDS, to_peer_id
 from octonode.network.libp2p.links import Links, Spawn
 
@@ -39,36 +39,11 @@ class Wedged(Exception):
     """A connection that looks alive opened no stream in time."""
 
 
-class SwarmManager:
-    """Stands in for the library's service manager, under which one failing task would end all others."""
-
-    def __init__(self, spawn: Spawn) -> None:
-        self._spawn = spawn
-        self._finished = trio.Event()
-
-    @property
-    def is_running(self) -> bool:
-        return not self._finished.is_set()
-
-    def run_task(self, work: Callable[..., Any], *args: Any, daemon: bool = False, name: str | None = None) -> None:
-        self._spawn(name or getattr(work, "__qualname__", "a task of the library"), _then_close, work, *args)
-
-    async def wait_finished(self) -> None:
-        await self._finished.wait()
-
-    def finish(self) -> None:
-        self._finished.set()
-
-
-async def _then_close(work: Callable[..., Any], *args: Any) -> None:
+async def close_broken(work: Callable[..., Any]) -> None:
     """A connection whose own task has died is closed; left alone it would look alive and serve nothing."""
-    try:
-        await work(*args)
-    except Exception:
-        close = getattr(getattr(work, "__self__", None), "close", None)
-        if close is not None:
-            await contained("closing a broken connection", close, level=logging.DEBUG)
-        raise
+    close = getattr(getattr(work, "__self__", None), "close", None)
+    if close is not None:
+        await contained("closing a broken connection", close, level=logging.DEBUG)
 
 
 class Guard:
@@ -99,7 +74,7 @@ class Guard:
         self.identified: list[Callable[[ID], None]] = []
         """Called with each peer whose protocols have become known."""
 
-    def install(self, manager: SwarmManager, nursery: trio.Nursery) -> None:
+    def install(self, manager: ContainedManager, nursery: trio.Nursery) -> None:
         swarm, host = self._swarm, self._host
         swarm._manager = manager
         swarm.background_nursery = nursery
@@ -198,10 +173,10 @@ class Guard:
         await client.handshake(communicator)
         for protocol in protocols[:-1]:
             try:
-                return await client.try_select(communicator, TProtocol(protocol))  # type: ignore[no-any-return]
+                return await client.try_select(communicator, TProtocol(protocol))
             except ProtocolNotSupportedError:
                 continue
-        return await client.try_select(communicator, TProtocol(protocols[-1]))  # type: ignore[no-any-return]
+        return await client.try_select(communicator, TProtocol(protocols[-1]))
 
     # What the library itself calls; its callers know its own exceptions only.
 

@@ -20,8 +20,8 @@ from octonode.errors import Unreachable
 from octonode.identity import NodeKey
 from octonode.ids import PeerId
 from octonode.network.host import Stream, StreamHandler
-from octonode.network.libp2p.containment import contained, supervised
-from octonode.network.libp2p.guard import Guard, SwarmManager
+from octonode.network.libp2p.containment import ContainedManager, contained, supervised
+from octonode.network.libp2p.guard import Guard, close_broken
 from octonode.network.libp2p.library import (
     ADDRESSES_PER_PEER_MAX,
     HANDSHAKE_SECONDS,
@@ -56,14 +56,14 @@ class Libp2pHost:
         self.library = build_library_host(key, config, addresses=self._announced, secured=self._secured)
         """The library's host, for kad.py and gossip.py."""
         self._swarm = self.library.get_network()
-        self.links = Links(self._swarm, dial_timeout_seconds=config.dial_timeout_seconds, spawn=self._spawn)
+        self.links = Links(self._swarm, dial_timeout_seconds=config.dial_timeout_seconds, spawn=self.spawn)
         self.guard = Guard(
             self.library,
             self.links,
             streams_per_peer_max=config.streams_per_peer_max,
             connections_max=config.connections_max,
-            addresses_of=self._addresses_of,
-            spawn=self._spawn,
+            addresses_of=self.addresses_of,
+            spawn=self.spawn,
         )
         self._doorkeeper = Doorkeeper(self._upgrade)
 
@@ -140,7 +140,7 @@ class Libp2pHost:
         self._places = listening_places(listener)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            manager = SwarmManager(self._spawn)
+            manager = ContainedManager(self.spawn, close_broken)
             self.guard.install(manager, nursery)
             self._swarm.register_notifee(_Watcher(self.guard))
             await nursery.start(self._doorkeeper.serve, listener)
@@ -160,12 +160,13 @@ class Libp2pHost:
             for peer in list(self._swarm.connections):
                 nursery.start_soon(self.links.drop_peer, peer)
 
-    def _spawn(self, what: str, work: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    def spawn(self, what: str, work: Callable[..., Awaitable[Any]], *args: Any) -> None:
+        """Run a task of the library beside the host; what it raises goes to the log at DEBUG."""
         assert self._nursery is not None
         self._nursery.start_soon(partial(contained, level=logging.DEBUG), what, work, *args)
 
     def _secured(self, secured: Any) -> Any:
-        WholeWrites(secured, lambda work: self._spawn("the writer of a connection", work))
+        WholeWrites(secured, lambda work: self.spawn("the writer of a connection", work))
         return secured
 
     async def _upgrade(self, stream: trio.SocketStream) -> None:
@@ -190,7 +191,7 @@ class Libp2pHost:
         if self._nursery is None:
             raise Unreachable("this host does not run")
 
-    def _addresses_of(self, peer: ID) -> list[Multiaddr]:
+    def addresses_of(self, peer: ID) -> list[Multiaddr]:
         """What we were told comes first, then what the library has heard from identify and from the table."""
         known = list(self._known.get(to_peer_id(peer), ()))
         try:

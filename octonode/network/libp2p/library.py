@@ -6,7 +6,9 @@ What is taken out, and why, is listed in protocols/decisions/0006-network-firewa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from libp2p import NOISE_PROTOCOL_ID, YAMUX_PROTOCOL_ID, NoiseTransport, Yamux, new_host
@@ -33,7 +35,7 @@ SecuredHook = Callable[[Any], Any]
 
 
 class BoundedPeerStore(PeerStore):  # type: ignore[misc]
-    """The library's peer store, with a bound on what one peer can make us remember (it stores up to 1,000 peers)."""
+    """The library's store of up to 1,000 peers, with a bound on what one peer can make us remember."""
 
     def add_addrs(self, peer_id: ID, addrs: Any, ttl: int = 0) -> None:
         try:
@@ -43,6 +45,13 @@ class BoundedPeerStore(PeerStore):  # type: ignore[misc]
         if known + len(addrs) > 2 * ADDRESSES_PER_PEER_MAX:
             self.clear_addrs(peer_id)
         super().add_addrs(peer_id, list(addrs)[:ADDRESSES_PER_PEER_MAX], ttl)
+
+    def _enforce_peer_limit(self) -> None:
+        """Forget a tenth of the peers, those without addresses first. The library would forget our own key here."""
+        peers = [(bool(data.get_addrs()), peer) for peer, data in self.peer_data_map.items() if data.privkey is None]
+        for _, peer in sorted(peers, key=itemgetter(0))[: self.max_peers // 10]:
+            del self.peer_data_map[peer]
+            self.peer_record_map.pop(peer, None)
 
 
 class HookedNoise(NoiseTransport):  # type: ignore[misc]
@@ -104,8 +113,11 @@ def _connection_config(config: NetworkConfig) -> ConnectionConfig:
 
 
 def quieten(library_log: logging.Logger) -> None:
-    """Strangers can make the library log errors and tracebacks at will; ours says what matters."""
-    if library_log.level == logging.NOTSET:
+    """Strangers can make the library log errors and tracebacks at will; ours says what matters.
+
+    LIBP2P_DEBUG, the library's own switch, brings its log back.
+    """
+    if "LIBP2P_DEBUG" not in os.environ:
         library_log.setLevel(logging.CRITICAL)
 
 

@@ -63,7 +63,7 @@ class WholeWrites:
     async def close(self) -> None:
         """Flush for a moment, then close the socket. Idempotent."""
         with trio.move_on_after(FLUSH_SECONDS):
-            while self._frames and self._broken is None:
+            while self._frames and self._broken is None and not self._closing:
                 await self._room.park()
         self._closing = True
         self._wake()
