@@ -80,6 +80,8 @@ class FrameChannel:
 
     async def receive(self) -> list[Frame] | None:
         """The frames of one read, perhaps none; None at the end of the stream. Raises FrameError."""
+        if self._closed:
+            return None
         await trio.lowlevel.wait_readable(self._socket)
         try:
             data = self._socket.recv(RECEIVE_BYTES)

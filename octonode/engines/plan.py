@@ -26,7 +26,7 @@ class Phase(Enum):
     DRAINING = "draining"
     """No longer wanted: takes nothing new, ends what it has."""
     STOPPING = "stopping"
-    """Told to end, or killed; the process is not reaped yet."""
+    """Told to end, or killed; not reaped yet. Its link sees to it that this does not last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,6 @@ class Policy:
     silence_timeout_seconds: float = 20.0
     """Without any frame, heartbeats included, from a loaded worker."""
     drain_timeout_seconds: float = 30.0
-    exit_timeout_seconds: float = 3.0
     memory_bytes_max: int = 0
     """Resident memory of one worker; 0: no limit."""
     back_off_first_seconds: float = 0.5
@@ -162,14 +161,6 @@ def next_look_seconds(observed: Observed, desired: Mapping[str, LoadRequest], no
     return max(0.0, min(waits, default=math.inf))
 
 
-def _end_overdue(view: _View) -> Action | None:
-    worker = view.worker
-    limit = view.policy.exit_timeout_seconds
-    if worker is not None and worker.phase is Phase.STOPPING and view.now - worker.phase_since > limit:
-        return Kill(view.root, "it did not end when told to")
-    return None
-
-
 def _kill_slow_load(view: _View) -> Action | None:
     worker, limit = view.worker, view.policy.load_timeout_seconds
     if worker is not None and worker.phase is Phase.STARTING and view.now - worker.phase_since > limit:
@@ -255,7 +246,6 @@ def _start(view: _View) -> Action | None:
 _LOADED = (Phase.READY, Phase.DRAINING)
 
 _CHAIN: tuple[Callable[[_View], Action | None], ...] = (
-    _end_overdue,
     _kill_slow_load,
     _kill_silent,
     _kill_stuck,

@@ -7,7 +7,8 @@ way to cancel there. HTTP/1.1 with chunked bodies, parsed just as far as this on
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import trio
@@ -87,21 +88,22 @@ class Completions:
         body = b"".join([part async for part in self._exchange("GET", path, b"")])
         return _json(body)
 
-    async def stream(self, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The events of a streamed chat completion, those of one read together. Closing the iterator cancels it.
 
         Raises OctonodeError: CONTEXT_EXCEEDED, BAD_REQUEST, OVERLOADED or ENGINE_FAILED, by what the server says.
         """
         pending = b""
-        async for part in self._exchange("POST", "/v1/chat/completions", json.dumps(body).encode()):
-            *whole, pending = (pending + part).split(b"\n\n")
-            if len(pending) > BODY_BYTES_MAX:
-                raise OctonodeError("the engine sent an event without an end", code="ENGINE_FAILED")
-            events = [event for event in map(_event, whole) if event is not None]
-            if events:
-                yield events
+        async with aclosing(self._exchange("POST", "/v1/chat/completions", json.dumps(body).encode())) as parts:
+            async for part in parts:
+                *whole, pending = (pending + part).split(b"\n\n")
+                if len(pending) > BODY_BYTES_MAX:
+                    raise OctonodeError("the engine sent an event without an end", code="ENGINE_FAILED")
+                events = [event for event in map(_event, whole) if event is not None]
+                if events:
+                    yield events
 
-    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncIterator[bytes]:
+    async def _exchange(self, method: str, path: str, body: bytes) -> AsyncGenerator[bytes, None]:
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -4,9 +4,9 @@ What it says is a function of the model root, the messages and (above temperatur
 two nodes give the same answer, and an answer continued from a prefix (a last message of the assistant) joins the
 unbroken one byte for byte. A token is a word. It passes the same conformance suite as the real engines.
 
-Options (of `LoadRequest.options`): `tokens_per_second` and `prefill_tokens_per_second` pace each request, 0 is as fast as
-it can; `prefill_chunk_tokens`; `answer_tokens` sets the length of every answer. Faults: `load_seconds`, `crash_at_load`
-and `crash_signal` (a name such as SIGSEGV), `crash_at_piece` N, `hang_at_piece` N, `hang_in_prefill`,
+Options (of `LoadRequest.options`): `tokens_per_second` and `prefill_tokens_per_second` pace each request, 0 is as fast
+as it can; `prefill_chunk_tokens`; `answer_tokens` sets the length of every answer. Faults: `load_seconds`,
+`crash_at_load`, `crash_at_piece` N, with `crash_signal` (a name such as SIGSEGV), `hang_at_piece` N, `hang_in_prefill`,
 `resident_bytes` (memory to hold).
 """
 
@@ -19,7 +19,7 @@ import platform
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -31,18 +31,17 @@ from octonode.engines.slots import Slot
 from octonode.errors import OctonodeError
 
 BATCH_TOKENS = 16
-"""Tokens put out between two turns of the loop when there is no pace: small enough for others, large enough for speed."""
+"""Tokens put out between two turns of the loop when there is no pace: others get their turn, speed stays."""
 ANSWER_TOKENS_MIN = 32
 ANSWER_TOKENS_SPREAD = 64
 
 _BLOCK_TOKENS = hashlib.sha256().digest_size
-_WORDS = (
-    "a river of light runs under the old bridge and every stone there keeps one small word of it "
-    "children count boats while grandmother says naïve café año Zürich smørrebrød żółw мир 世界 日本 한국 "
-    "🦉 🐙 they answer slowly in many voices until the evening closes its wide green window over "
-    "salt wind harbour lantern copper thread between"
-).split()
-assert len(_WORDS) == 64, len(_WORDS)
+_TEXT = """
+a river of light runs under the old bridge and every stone there keeps one small word of it children count boats while
+grandmother says naïve café año Zürich smørrebrød żółw мир 世界 日本 한국 🦉 🐙 they answer slowly in many voices until
+evening closes its wide green window over salt wind harbour lantern copper thread between seven quiet roads home again
+"""
+_WORDS = tuple(_TEXT.split())
 
 
 class ScriptedAdapter:
@@ -94,40 +93,32 @@ class ScriptedAdapter:
             await trio.sleep_forever()
         for done in range(cached, len(words), chunk):
             step = min(chunk, len(words) - done)
-            await (trio.sleep(step / pace) if pace else trio.lowlevel.checkpoint())
+            await trio.sleep(step / pace if pace else 0)
             output.prefill(done + step, len(words))
         self._cached[slot.index] = words
         return cached
 
     async def _decode(self, script: Script, most: int, stops: StopFilter, output: Output) -> tuple[FinishReason, int]:
         """Puts out words until the script, the limit or a stop string ends it; why it ended, and the words used."""
-        count = 0
-        async for size in self._paced(min(most, script.remaining), output):
-            words = [script.piece(count + step) for step in range(size)]
-            await self._fault(count, words, output)
-            for step, word in enumerate(words):
-                output.pieces(stops.feed(word))
+        options = self._request.options
+        pace = self._number("tokens_per_second")
+        # a fault at token N needs the tokens one by one, as does a pace
+        one_by_one = bool(pace) or "crash_at_piece" in options or "hang_at_piece" in options
+        total, count, started = min(most, script.remaining), 0, trio.current_time()
+        while count < total:
+            if pace:
+                await trio.sleep_until(started + (count + 1) / pace)
+            await self._fault(count, output)
+            for _ in range(1 if one_by_one else min(BATCH_TOKENS, total - count)):
+                output.pieces(stops.feed(script.piece(count)))
+                count += 1
                 if stops.stopped:
-                    return "stop", count + step + 1
-            count += size
+                    return "stop", count
+            await output.room()
         output.pieces(stops.finish())
         return ("length" if count < script.remaining else "stop"), count
 
-    async def _paced(self, total: int, output: Output) -> AsyncIterator[int]:
-        """How many tokens to put out next, until `total` are out."""
-        pace = self._number("tokens_per_second")
-        done, started = 0, trio.current_time()
-        # a fault at token N needs the tokens one by one, as does a pace
-        one_by_one = bool(pace) or "crash_at_piece" in self._request.options or "hang_at_piece" in self._request.options
-        while done < total:
-            if pace:
-                await trio.sleep_until(started + (done + 1) / pace)
-            size = 1 if one_by_one else min(BATCH_TOKENS, total - done)
-            yield size
-            done += size
-            await output.room()
-
-    async def _fault(self, count: int, words: Sequence[str], output: Output) -> None:
+    async def _fault(self, count: int, output: Output) -> None:
         options = self._request.options
         if options.get("crash_at_piece") == count and "crash_at_piece" in options:
             await output.flush()

@@ -1,0 +1,242 @@
+"""The daemon's side of one worker: its process, its line of frames and the requests that run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable
+
+import psutil
+import trio
+
+from octonode.engines.calls import Call, LoadedEngine, again
+from octonode.engines.channel import FrameChannel
+from octonode.engines.contract import EngineFacts, Finished, LoadRequest, Prefill
+from octonode.engines.frames import (
+    Beat,
+    Cancel,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    FrameError,
+    Load,
+    LoadFailed,
+    PiecesFrame,
+    PrefillFrame,
+    Ready,
+    Submit,
+)
+from octonode.engines.plan import Phase, SeenWorker
+from octonode.engines.process import WorkerProcess, exit_text
+from octonode.errors import TABLE, EngineCrashed, OctonodeError, from_wire
+
+log = logging.getLogger(__name__)
+
+CALLS_BESIDE_SLOTS_MAX = 64
+"""Requests a worker takes beyond its slots; more are refused with OVERLOADED. Tasks admit fewer in the first place."""
+
+
+class WorkerLink:
+    """One life of a worker, from its start to the end of its process. `run` returns what it died of."""
+
+    def __init__(
+        self,
+        root: str,
+        request: LoadRequest,
+        process: WorkerProcess,
+        *,
+        sandbox: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.root = root
+        self.request = request
+        self.process = process
+        self.phase = Phase.STARTING
+        self.phase_since = self.heard_at = self.progressed_at = trio.current_time()
+        self.engine: LoadedEngine | None = None
+        self.facts: EngineFacts | None = None
+        self.sandbox: tuple[str, ...] = ()
+        self.kill_reason = ""
+        self.load_error: OctonodeError | None = None
+        self.resident_bytes = 0
+        self.unloaded = False
+        """Its end was wished for, and is no crash."""
+        self._on_change = on_change
+        self._use_sandbox = sandbox
+        self._channel = FrameChannel(process.socket)
+        self._calls: dict[int, Call] = {}
+        self._leaving: set[int] = set()
+        """Ids of requests that were cancelled and whose end the worker has not told yet."""
+        self._ids = itertools.count(1)
+        self._ended: OctonodeError | None = None
+
+    @property
+    def running(self) -> int:
+        return len(self._calls) + len(self._leaving)
+
+    def seen(self) -> SeenWorker:
+        """What `plan` judges by."""
+        return SeenWorker(
+            request=self.request,
+            phase=self.phase,
+            phase_since=self.phase_since,
+            heard_at=self.heard_at,
+            progressed_at=self.progressed_at,
+            running=self.running,
+            resident_bytes=self.resident_bytes,
+        )
+
+    def measure(self) -> None:
+        """Takes the resident memory anew; a process that is gone keeps its last figure."""
+        with contextlib.suppress(psutil.Error):
+            self.resident_bytes = psutil.Process(self.process.pid).memory_info().rss
+
+    def forgive(self, late_seconds: float) -> None:
+        """Time in which the daemon itself did not run is not held against the worker."""
+        self.phase_since += late_seconds
+        self.heard_at += late_seconds
+        self.progressed_at += late_seconds
+
+    def drain(self) -> None:
+        self._enter(Phase.DRAINING)
+
+    def stop(self) -> None:
+        """Closes the line: the worker ends by itself, or is killed after a short grace."""
+        self.unloaded = True
+        self._enter(Phase.STOPPING)
+        self._channel.close()
+
+    def kill(self, reason: str) -> None:
+        self.kill_reason = self.kill_reason or reason
+        self._enter(Phase.STOPPING)
+        self.process.kill()
+
+    def _enter(self, phase: Phase) -> None:
+        if phase is not self.phase:
+            self.phase = phase
+            self.phase_since = trio.current_time()
+            self._on_change()
+
+    async def run(self) -> OctonodeError:
+        """Serves until the process is gone and every open request was told why; the reason of the end."""
+        end: OctonodeError
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.process.run_output)
+                nursery.start_soon(self._write)
+                self._channel.send(Load(self.request, self._use_sandbox, self.process.directory))
+                await self._read()
+                self._channel.close()
+                end = self._explain(await self.process.finish())
+                nursery.cancel_scope.cancel()
+        finally:  # also when we are cancelled: nothing of a worker outlives its link
+            self._channel.close()
+            await self.process.finish()
+            self._fail_calls(OctonodeError("the node is stopping its engines", code="LEAVING", retry_after_seconds=5.0))
+        return end
+
+    async def _write(self) -> None:
+        # the reader sees the end of the line too, and tells why
+        with contextlib.suppress(OSError, trio.ClosedResourceError):
+            await self._channel.run_writer()
+
+    async def _read(self) -> None:
+        """Until the end of the line. A worker that does not keep to the frames is killed."""
+        try:
+            while (frames := await self._channel.receive()) is not None:
+                self.heard_at = trio.current_time()
+                for frame in frames:
+                    self._take(frame)
+        except FrameError as error:
+            self.kill(f"it broke the rules of its line: {error.message}")
+        except trio.ClosedResourceError:
+            pass  # we stopped it
+
+    def _take(self, frame: Frame) -> None:
+        if isinstance(frame, PiecesFrame):
+            self.progressed_at = self.heard_at
+            call = self._calls.get(frame.id)
+            if call is not None and not call.put_pieces(frame.pieces):
+                raise FrameError("more text than the request allows")
+        elif isinstance(frame, PrefillFrame):
+            self.progressed_at = self.heard_at
+            call = self._calls.get(frame.id)
+            if call is not None:
+                call.put_prefill(Prefill(frame.done_tokens, frame.total_tokens))
+        elif isinstance(frame, EndFrame):
+            end = Finished(frame.reason, frame.tokens_in, frame.tokens_out, frame.tokens_cached)
+            self._finish_call(frame.id, end)
+        elif isinstance(frame, ErrorFrame):
+            self._finish_call(frame.id, from_wire(frame.code, frame.message))
+        elif isinstance(frame, Ready):
+            self._take_ready(frame)
+        elif isinstance(frame, LoadFailed):
+            self.load_error = from_wire(frame.code, frame.message)
+        elif not isinstance(frame, Beat):
+            raise FrameError(f"a worker does not send {type(frame).__name__}")
+
+    def _take_ready(self, frame: Ready) -> None:
+        if self.phase is not Phase.STARTING:
+            return  # told to stop meanwhile
+        self.facts, self.sandbox = frame.facts, frame.sandbox
+        self.engine = LoadedEngine(self, frame.facts)
+        self._enter(Phase.READY)
+        log.info("model %s is loaded in process %d (%s)", self.root, self.process.pid, ", ".join(self.sandbox))
+
+    def _finish_call(self, id_: int, end: Finished | OctonodeError) -> None:
+        self.progressed_at = self.heard_at
+        self._leaving.discard(id_)
+        call = self._calls.pop(id_, None)
+        if call is not None:
+            call.put_end(end)
+        if self.phase is Phase.DRAINING and not self.running:
+            self._on_change()
+
+    def open_call(self, call: Call) -> None:
+        if self._ended is not None:
+            raise again(self._ended)
+        if self.phase is not Phase.READY or self.facts is None:
+            raise OctonodeError("the model is being unloaded", code="MODEL_UNAVAILABLE", retry_after_seconds=1.0)
+        if self.running >= self.facts.parallel + CALLS_BESIDE_SLOTS_MAX:
+            raise OctonodeError("the engine has too many requests", code="OVERLOADED", retry_after_seconds=1.0)
+        call.id = next(self._ids)
+        try:
+            self._channel.send(Submit(call.id, call.request))
+        except FrameError as error:
+            code = error.code if error.code == "TOO_LARGE" else "BAD_REQUEST"
+            raise OctonodeError(f"the request cannot be passed on: {error.message}", code=code) from None
+        if not self.running:
+            self.progressed_at = trio.current_time()
+        self._calls[call.id] = call
+
+    def close_call(self, call: Call) -> None:
+        if self._calls.pop(call.id, None) is not None:
+            self._leaving.add(call.id)
+            self._channel.send(Cancel(call.id))
+
+    def _explain(self, status: int) -> OctonodeError:
+        """Why the process ended, as the error of every request it took along."""
+        if self.load_error is not None:
+            reason, code = self.load_error.message, self.load_error.code
+            self._ended = OctonodeError(reason, code=code, detail={"stderr_tail": self.process.stderr_tail})
+        else:
+            how, name = exit_text(status)
+            why = f"was ended, since {self.kill_reason}" if self.kill_reason else how
+            detail = {"signal": name, "status": status, "stderr_tail": self.process.stderr_tail}
+            self._ended = EngineCrashed(f"the worker of {self.root} {why}", detail=detail)
+        self._fail_calls(self._ended)
+        return self._ended
+
+    def _fail_calls(self, error: OctonodeError) -> None:
+        self._ended = self._ended or error
+        self._enter(Phase.STOPPING)
+        for call in self._calls.values():
+            call.put_end(error)
+        self._calls.clear()
+        self._leaving.clear()
+
+
+def lasting(error: OctonodeError) -> bool:
+    """True when loading again cannot help: the engine is missing, the format is refused."""
+    return not isinstance(error, EngineCrashed) and not TABLE[error.code].retryable
