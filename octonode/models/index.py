@@ -122,7 +122,8 @@ class Index:
 
     def files(self) -> tuple[FileRow, ...]:
         rows = self._db.execute(
-            "SELECT number, path, stored, root, size_bytes, first_leaf, leaf_count, inode, mtime_ns FROM files ORDER BY 1"
+            "SELECT number, path, stored, root, size_bytes, first_leaf, leaf_count, inode, mtime_ns "
+            "FROM files ORDER BY number"
         )
         return tuple(
             FileRow(number, path, stored, Cid.from_bytes(root), size, first, count, inode, mtime)

@@ -1,0 +1,101 @@
+"""What a fetch is told and what it tells: limits, progress, report, and who may have the blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+import trio
+
+from octonode.errors import OctonodeError
+from octonode.ipfs.cid import Cid
+from octonode.ipfs.gateway_client import GatewayAddress, Timeouts
+from octonode.models.sources.gateway import GatewaySource
+from octonode.models.sources.source import Source
+from octonode.models.writing import SYNC_BYTES
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1024 * 1024
+ASK_TIMEOUT_SECONDS: Final = 30.0
+"""For one question to the network about who has a model."""
+
+
+class BlockPeers(Protocol):
+    """Who may have blocks of a model; the network implements it."""
+
+    async def gateways(self, root: Cid) -> Sequence[GatewayAddress]:
+        """Gateways of peers that hold `root`, wholly or in part, near ones first. Empty when none is known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """At most `sources_max * window_bytes_max` bytes are in memory: 128 MiB as it stands."""
+
+    sources_max: int = 8
+    window_bytes_start: int = 4 * MIB
+    window_bytes_max: int = 16 * MIB
+    """Outstanding at one source, over all its lanes."""
+    sync_bytes: int = SYNC_BYTES
+    failures_max: int = 3
+    """In a row, before a source is set aside."""
+    retry_seconds: float = 0.5
+    ask_peers_seconds: float = 10.0
+    """How often the network is asked for more holders."""
+    read_bitmap_seconds: float = 3.0
+    """How often a holder is asked what it has by now."""
+    give_up_seconds: float = 60.0
+    """Without a new byte."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    root: Cid
+    phase: Literal["nodes", "leaves", "done"]
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: float
+    seconds_left: float
+    """math.inf while nothing is known."""
+    by_source: dict[str, int]
+    """Verified bytes from each source in this fetch."""
+    speed_by_source: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReport:
+    root: Cid
+    size_bytes: int
+    bytes_by_source: dict[str, int]
+    """New bytes that were verified and written in this fetch; what was held before is not in it."""
+    banned: dict[str, str]
+    """Sources that sent wrong bytes, and what they sent."""
+    seconds: float
+
+
+Progress = Callable[[FetchProgress], None]
+
+
+async def add_peers(
+    root: Cid, sources: list[Source], peers: BlockPeers | None, limits: FetchLimits, banned: dict[str, str]
+) -> None:
+    """Append the gateways that `peers` knows and `sources` does not have yet, up to the limit."""
+    if peers is None:
+        return
+    names = {source.name for source in sources}
+    found: Sequence[GatewayAddress] = ()
+    with trio.move_on_after(ASK_TIMEOUT_SECONDS):
+        try:
+            found = await peers.gateways(root)
+        except OctonodeError as error:
+            log.info("no peers for %s: %s", root, error.message)
+    for address in found:
+        if len(sources) >= limits.sources_max:
+            return
+        if str(address) not in names and str(address) not in banned:
+            sources.append(GatewaySource(address, limits.timeouts))
+            names.add(str(address))

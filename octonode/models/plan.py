@@ -1,0 +1,130 @@
+"""Which leaves are asked of whom: rarest first, in runs, every source from a place of its own, twice in the endgame.
+
+Sans-IO. Sets of leaves are integers (models.bitmap), so a decision costs microseconds at 40,000 leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Hashable, Iterable
+from typing import Final
+
+from octonode.ipfs.layout import Layout, Leaf
+from octonode.models import bitmap
+
+ENDGAME_LEAVES: Final = 32
+"""When so few are left and all are under way, the slow ones are asked of a second source too."""
+RUN_LEAVES_MAX: Final = 128
+ASKED_AT_MOST: Final = 2
+
+
+class FetchPlan:
+    def __init__(self, layout: Layout, have: int, rng: random.Random) -> None:
+        self._leaves = layout.leaves
+        self._everything = bitmap.full(len(layout.leaves))
+        self._missing = self._everything & ~have
+        self._free = self._missing
+        self._asked: dict[int, list[Hashable]] = {}
+        self._has: dict[Hashable, int] = {}
+        self._cursor: dict[Hashable, int] = {}
+        self._levels: list[int] = []
+        self._rng = rng
+        held = bitmap.members(have & self._everything)
+        self.done_bytes = sum(self._leaves[number].size_bytes for number in held)
+
+    @property
+    def complete(self) -> bool:
+        return not self._missing
+
+    @property
+    def missing(self) -> int:
+        """The set of leaves not yet verified."""
+        return self._missing
+
+    def set_source(self, key: Hashable, has: int | None) -> None:
+        """A source and what it has (None: all). Called again when its bitmap was read again."""
+        self._has[key] = self._everything if has is None else has & self._everything
+        if key not in self._cursor:
+            self._cursor[key] = self._rng.randrange(max(1, len(self._leaves)))
+        self._rank()
+
+    def drop_source(self, key: Hashable) -> None:
+        """The source is gone; what was asked of it alone is free again."""
+        self._has.pop(key, None)
+        self._cursor.pop(key, None)
+        self.give_back(key, [n for n, keys in self._asked.items() if key in keys])
+        self._rank()
+
+    def _rank(self) -> None:
+        """levels[k]: leaves that exactly k + 1 sources have."""
+        at_least: list[int] = [0] * (len(self._has) + 1)
+        for has in self._has.values():
+            for k in range(len(at_least) - 2, 0, -1):
+                at_least[k] |= at_least[k - 1] & has
+            at_least[0] |= has
+        self._levels = [low & ~high for low, high in itertools.pairwise(at_least)]
+
+    def can_help(self, key: Hashable) -> bool:
+        """True when the source has something that is missing."""
+        return bool(self._missing & self._has.get(key, 0))
+
+    def next_run(self, key: Hashable, bytes_max: int) -> tuple[Leaf, ...]:
+        """Consecutive leaves of one file to ask of `key` now, at least one whatever `bytes_max`; () for none."""
+        free = self._free & self._has[key]
+        for level in self._levels:
+            if rare := free & level:
+                return self._take(key, free, self._first(key, rare), bytes_max)
+        return self._endgame(key)
+
+    def _first(self, key: Hashable, candidates: int) -> int:
+        cursor = self._cursor[key]
+        behind = candidates >> cursor
+        return bitmap.lowest(behind) + cursor if behind else bitmap.lowest(candidates)
+
+    def _take(self, key: Hashable, free: int, first: int, bytes_max: int) -> tuple[Leaf, ...]:
+        run: list[Leaf] = []
+        size = 0
+        for number in range(first, first + bitmap.run_length(free, first, RUN_LEAVES_MAX)):
+            leaf = self._leaves[number]
+            size += leaf.size_bytes
+            if run and (size > bytes_max or leaf.file != run[0].file):
+                break
+            run.append(leaf)
+            self._free &= ~(1 << number)
+            self._asked.setdefault(number, []).append(key)
+        self._cursor[key] = run[-1].number + 1
+        return tuple(run)
+
+    def _endgame(self, key: Hashable) -> tuple[Leaf, ...]:
+        if len(self._asked) > ENDGAME_LEAVES or self._free:
+            return ()
+        for number, keys in self._asked.items():
+            if self._has[key] >> number & 1 and key not in keys and len(keys) < ASKED_AT_MOST:
+                keys.append(key)
+                return (self._leaves[number],)
+        return ()
+
+    def verified(self, leaves: Iterable[Leaf]) -> int:
+        """These are written. The bytes that were new."""
+        fresh = 0
+        for leaf in leaves:
+            bit = 1 << leaf.number
+            if self._missing & bit:
+                fresh += leaf.size_bytes
+            self._missing &= ~bit
+            self._free &= ~bit
+            self._asked.pop(leaf.number, None)
+        self.done_bytes += fresh
+        return fresh
+
+    def give_back(self, key: Hashable, numbers: Iterable[int]) -> None:
+        """`key` will not bring these after all; those nobody else was asked for are free again."""
+        for number in numbers:
+            keys = self._asked.get(number)
+            if keys is None or key not in keys:
+                continue
+            keys.remove(key)
+            if not keys:
+                del self._asked[number]
+                self._free |= self._missing & (1 << number)

@@ -1,0 +1,266 @@
+"""One running fetch: a task a lane, a window a source, and what is done about sources that fail."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Literal
+
+import trio
+
+from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
+from octonode.ipfs.gateway_client import Stalled
+from octonode.ipfs.layout import Layout, Leaf
+from octonode.models.fetching import BlockPeers, FetchLimits, FetchProgress, Progress, add_peers
+from octonode.models.plan import FetchPlan
+from octonode.models.receiving import BATCH_BYTES, Batch, Receiver
+from octonode.models.sources.source import Lane, Source
+from octonode.models.writing import LeafWriter
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS: Final = 0.25
+_FAST_SECONDS: Final = 1.0
+"""A run that takes less than this lets its source's window grow."""
+_SPEED_SECONDS: Final = 2.0
+"""Over about so long speeds are averaged."""
+
+
+class _SourceState:
+    def __init__(self, source: Source, window_bytes: int) -> None:
+        self.source = source
+        self.window_bytes = window_bytes
+        self.failures = 0
+        self.scope = trio.CancelScope()
+
+
+class FetchSession:
+    def __init__(
+        self,
+        layout: Layout,
+        writer: LeafWriter,
+        *,
+        limits: FetchLimits,
+        rng: random.Random,
+        progress: Progress | None,
+        banned: dict[str, str],
+    ) -> None:
+        self._layout = layout
+        self._limits = limits
+        self._progress = progress
+        self._plan = FetchPlan(layout, writer.model.have_bits(), rng)
+        self._receiver = Receiver(writer, self._verified, self._wrong, limits.sync_bytes)
+        self._active: dict[str, _SourceState] = {}
+        self._set_aside: dict[str, float] = {}
+        self._banned = banned
+        self._changed = trio.Event()
+        self._last_byte_at = 0.0
+        self._last_error = "nobody is known to have it"
+        self.by_source: Counter[str] = Counter()
+        self._speeds: dict[str, float] = {}
+        self._measured: Counter[str] = Counter()
+
+    async def run(self, sources: Sequence[Source], peers: BlockPeers | None) -> None:
+        """Until every leaf is verified and written. Raises Unreachable when no byte came for too long."""
+        self._last_byte_at = trio.current_time()
+        if not self._plan.complete:
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._receiver.run)
+                    nursery.start_soon(self._report_progress)
+                    nursery.start_soon(self._find_sources, list(sources), peers, nursery)
+                    while self._plan.missing:
+                        await self._changed.wait()
+                    nursery.cancel_scope.cancel()
+        self._tell("done")
+
+    # -- sources ------------------------------------------------------------------------------------------------
+
+    async def _find_sources(self, sources: list[Source], peers: BlockPeers | None, nursery: trio.Nursery) -> None:
+        """Start sources, ask for more of them, bring those set aside back after a while, and give up in the end."""
+        next_ask = 0.0
+        while True:
+            now = trio.current_time()
+            self._start_sources(sources, nursery, now)
+            hopeless = not self._active and peers is None and all(s.name in self._banned for s in sources)
+            if hopeless or now - self._last_byte_at > self._limits.give_up_seconds:
+                missing = self._plan.missing.bit_count()
+                raise Unreachable(
+                    f"{missing} of {len(self._layout.leaves)} blocks of {self._layout.root} are missing and no source "
+                    f"gives them: {self._last_error}. What was fetched is kept; run the same command again later"
+                )
+            await trio.sleep(self._limits.retry_seconds)
+            if peers is not None and trio.current_time() >= next_ask:
+                await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
+                pause = self._limits.ask_peers_seconds if self._active else 4 * self._limits.retry_seconds
+                next_ask = trio.current_time() + pause
+
+    def _start_sources(self, sources: Sequence[Source], nursery: trio.Nursery, now: float) -> None:
+        for source in sources:
+            name = source.name
+            if len(self._active) >= self._limits.sources_max:
+                return
+            if name not in self._active and name not in self._banned and self._set_aside.get(name, 0.0) <= now:
+                self._active[name] = _SourceState(source, self._limits.window_bytes_start)
+                nursery.start_soon(self._run_source, self._active[name])
+
+    async def _run_source(self, state: _SourceState) -> None:
+        """All lanes of one source, until it is banned or fails too often. Only a full disk and the like get out."""
+        name = state.source.name
+        try:
+            with state.scope:
+                async with trio.open_nursery() as nursery:
+                    for number in range(state.source.lanes):
+                        nursery.start_soon(self._run_lane, state, f"{name}#{number}")
+        finally:
+            self._active.pop(name, None)
+            self._plan.drop_source(name)
+            self._set_aside[name] = trio.current_time() + self._limits.ask_peers_seconds
+            self._wake()
+
+    async def _run_lane(self, state: _SourceState, label: str) -> None:
+        name = state.source.name
+        lane = state.source.open()
+        read_at = -math.inf
+        try:
+            while not self._plan.complete:
+                try:
+                    if trio.current_time() - read_at >= self._limits.read_bitmap_seconds:
+                        has = await lane.have(self._layout.root, len(self._layout.leaves))
+                        self._plan.set_source(name, has)
+                        read_at = trio.current_time()
+                    run = self._plan.next_run(name, max(1, state.window_bytes // state.source.lanes))
+                    if not run:
+                        await self._wait_for_change()
+                        continue
+                    await self._take_run(state, lane, run)
+                except OctonodeError as error:
+                    if not await self._failed(state, error):
+                        return
+                    read_at = -math.inf
+        finally:
+            lane.close()
+            log.debug("lane %s ends", label)
+
+    async def _wait_for_change(self) -> None:
+        """Until something is free again, or it is time to read the bitmap again."""
+        with trio.move_on_after(self._limits.read_bitmap_seconds):
+            await self._changed.wait()
+
+    async def _take_run(self, state: _SourceState, lane: Lane, run: tuple[Leaf, ...]) -> None:
+        """Receive one run; its memory is free again when this returns. Gives back what did not come."""
+        name = state.source.name
+        batches: list[Batch] = []
+        gathered: list[tuple[Leaf, memoryview]] = []
+        missing = {leaf.number for leaf in run}
+        started = trio.current_time()
+
+        def hand_on() -> None:
+            if gathered:
+                batches.append(Batch(name, gathered.copy()))
+                gathered.clear()
+                self._receiver.put(batches[-1])
+
+        def arrived(leaves: list[tuple[Leaf, memoryview]]) -> None:
+            gathered.extend(leaves)
+            missing.difference_update(leaf.number for leaf, _ in leaves)
+            if sum(len(data) for _, data in gathered) >= BATCH_BYTES:
+                hand_on()
+
+        try:
+            await lane.leaves(self._layout.files[run[0].file].root, run, arrived)
+        finally:
+            hand_on()
+            self._plan.give_back(name, missing)
+            self._wake()
+            for batch in batches:
+                await batch.done.wait()
+        state.failures = 0
+        if trio.current_time() - started < _FAST_SECONDS:
+            state.window_bytes = min(self._limits.window_bytes_max, state.window_bytes * 2)
+
+    async def _failed(self, state: _SourceState, error: OctonodeError) -> bool:
+        """What a lane's failure means for its source; False when the lane is to end."""
+        name = state.source.name
+        self._last_error = error.message
+        if isinstance(error, VerificationFailed):
+            self._ban(name, error.message)
+            return False
+        if isinstance(error, RemoteProtocolError):
+            log.info("%s is not used any more: %s", name, error.message)
+            self._ban(name, error.message)
+            return False
+        state.failures += 1
+        if isinstance(error, Stalled):
+            state.window_bytes = max(self._limits.window_bytes_start // 4, state.window_bytes // 2)
+        if state.failures >= self._limits.failures_max * state.source.lanes:
+            log.info("%s is set aside: %s", name, error.message)
+            state.scope.cancel()
+            return False
+        if isinstance(error, NotFound):
+            await self._wait_for_change()
+        await trio.sleep(self._limits.retry_seconds * state.failures)
+        return True
+
+    def _ban(self, name: str, why: str) -> None:
+        self._banned[name] = why
+        if name in self._active:
+            self._active[name].scope.cancel()
+        self._wake()
+
+    # -- what the receiver says ---------------------------------------------------------------------------------
+
+    def _verified(self, source: str, leaves: list[Leaf]) -> None:
+        fresh = self._plan.verified(leaves)
+        self.by_source[source] += fresh
+        if fresh:
+            self._last_byte_at = trio.current_time()
+        self._wake()
+
+    def _wrong(self, source: str, leaf: Leaf) -> None:
+        log.warning("%s sent wrong bytes for %s and is banned for this model", source, leaf.cid)
+        self._last_error = f"{source} sent wrong bytes"
+        self._ban(source, f"wrong bytes for {leaf.cid}")
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # -- progress -----------------------------------------------------------------------------------------------
+
+    async def _report_progress(self) -> None:
+        while True:
+            self._tell("leaves")
+            await trio.sleep(PROGRESS_SECONDS)
+            weight = PROGRESS_SECONDS / _SPEED_SECONDS
+            for name, done in self.by_source.items():
+                now = (done - self._measured[name]) / PROGRESS_SECONDS
+                self._speeds[name] = self._speeds.get(name, now) * (1 - weight) + now * weight
+                self._measured[name] = done
+
+    def _tell(self, phase: Literal["leaves", "done"]) -> None:
+        if self._progress is None:
+            return
+        total, done, speed = self._layout.size_bytes, self._plan.done_bytes, sum(self._speeds.values())
+        left = 0.0 if phase == "done" else (total - done) / speed if speed > 0 else math.inf
+        by_source, speeds = dict(self.by_source), dict(self._speeds)
+        self._progress(FetchProgress(self._layout.root, phase, done, total, speed, left, by_source, speeds))
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """A nursery's group of our own errors leaves as the first of them: the others follow from it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(OctonodeError)
+        if ours is None or others is not None:
+            raise
+        error: BaseException = ours
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

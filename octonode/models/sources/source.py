@@ -1,0 +1,44 @@
+"""What a fetch takes blocks from. A source opens lanes; a lane is one connection and does one thing at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from octonode.ipfs.cid import Cid
+from octonode.ipfs.layout import Leaf
+
+Arrived = Callable[[list[tuple[Leaf, memoryview]]], None]
+"""Called with leaves as they become whole, in order; the memory stays as it is until the lane's next call."""
+
+
+class Lane(Protocol):
+    """Raises Unreachable (Stalled for silence), NotFound, VerificationFailed or RemoteProtocolError (it lies)."""
+
+    async def block(self, cid: Cid) -> bytes:
+        """One block, not verified."""
+        ...
+
+    async def have(self, root: Cid, leaf_count: int) -> int | None:
+        """The set of leaves that can be had here (see models.bitmap); None: all of them."""
+        ...
+
+    async def leaves(self, file_root: Cid, leaves: Sequence[Leaf], arrived: Arrived) -> None:
+        """Consecutive leaves of one file, not verified."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    @property
+    def name(self) -> str:
+        """How it shows in progress and report, and what is banned: an address or a path."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes are worth having at once."""
+        ...
+
+    def open(self) -> Lane: ...
