@@ -1,0 +1,72 @@
+# octonode: `make demo` shows it, `make test` proves it. Everything happens in .venv and build/ of this folder.
+#
+# Prerequisites (checked first): Linux, Python 3.11 with its headers, gcc, make, libgmp's headers.
+#   Debian, Ubuntu:  apt-get install gcc make python3 python3-venv python3-dev libgmp-dev
+#   Fedora:          dnf install gcc make python3 python3-devel gmp-devel
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first of these that is Python 3.11 or later; `make PYTHON=...` says otherwise.
+PYTHON ?= $(shell for each in python3.11 python3 python3.12 python3.13; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$each; break; }; done)
+
+BIN := .venv/bin
+READY := .venv/.installed
+MODEL := build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+# Tests load the machine with real engines of one thread each; numerical libraries must not bring threads of their own.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test check bench clean setup model
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "  ONLY=...      for test: a folder, a file or a test of pytest; for bench: the name of a row"
+
+demo: setup model ## start four nodes, pass a real model between them by its content address, ask a question
+	@mkdir -p build
+	$(BIN)/octonode demo
+
+# Minutes of each ring on 2 cores:
+#   tidy, units, properties (hypothesis)      1
+#   components on in-memory twins             1
+#   real workers of both engines              2
+#   real libp2p hosts                         2
+#   real daemons, the main job                3
+test: setup model ## all tests that need no GPU; sets up everything first
+	$(BIN)/pytest $(ONLY)
+
+check: setup ## style, types, layers, tidiness: no test of behaviour
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest -q tests/tidy
+
+bench: setup model ## figures against their goals, to build/bench.json
+	@mkdir -p build
+	$(BIN)/python -m scripts.bench $(if $(ONLY),--only $(ONLY))
+
+setup: $(READY)
+
+model: $(MODEL)
+
+# The stamp is newer than pyproject.toml once what it asks for is installed.
+$(READY): pyproject.toml
+	@PYTHON='$(PYTHON)' scripts/prerequisites
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo 'make: no virtual environment could be made. Debian, Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'installing into .venv (a minute or two) ...'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(MODEL): scripts/get_model.py | $(READY)
+	$(BIN)/python scripts/get_model.py build/models
+	@touch $@
+
+clean: ## remove .venv, build/ and caches
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
