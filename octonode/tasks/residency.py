@@ -206,12 +206,12 @@ class Residency:
         reference = wish.status.reference
         if wish.status.model is None:
             self._set(wish, "resolving")
-            model = await self._source.resolve(reference)
-            other = self._by_root.get(model.root)
+            resolved = await self._source.resolve(reference)
+            other = self._by_root.get(resolved.root)
             if other is not None and other is not wish:
                 raise OctonodeError(f"it is the same model as {other.status.reference}", code="BAD_REQUEST")
-            wish.status = replace(wish.status, model=model)
-            self._by_root[model.root] = wish
+            wish.status = replace(wish.status, model=resolved)
+            self._by_root[resolved.root] = wish
         model = wish.status.model
         assert model is not None
         path = self._source.path(model.root)

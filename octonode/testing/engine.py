@@ -1,0 +1,120 @@
+"""An engine in this process, for tests of what stands above engines: an in-process twin, labelled as such.
+
+It implements `engines.contract.Engine` for real, with slots of its own, cancellation and a bounded buffer, and has no
+model: each word of its answer is a function of the model root, the messages, the seed and the place. The engine of a
+real process is the `scripted` adapter behind `engines.supervisor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+import trio
+
+from octonode.engines.contract import EngineEvent, EngineFacts, Finished, GenerateRequest, Pieces, Prefill
+from octonode.errors import EngineCrashed, OctonodeError
+
+WORDS = ("river", "stone", "lantern", "wide", "copper", "evening", "salt", "bridge", "naïve", "世界", "🦉", "home")
+BUFFER_EVENTS = 64
+
+
+@dataclass
+class Script:
+    """How the next requests go. Change it between requests."""
+
+    answer_tokens: int = 8
+    seconds_per_token: float = 0.0
+    prefill_seconds: float = 0.0
+    """In ten steps."""
+    crash_at: int | None = None
+    """The worker dies before this piece."""
+    hang_at: int | None = None
+    batch: int = 1
+    """Pieces an event."""
+
+
+class TwinEngine:
+    """See the module."""
+
+    def __init__(self, model_root: str, *, context_tokens: int = 2048, parallel: int = 4) -> None:
+        self.script = Script()
+        self.requests: list[GenerateRequest] = []
+        self.canceled = 0
+        """Requests that were left before they had finished."""
+        self.most_running = 0
+        self.changed = trio.lowlevel.ParkingLot()
+        """Unparked when a request begins, is left, or has given a piece."""
+        self.emitted = 0
+        self._root = model_root
+        self._running = 0
+        self._facts = EngineFacts(
+            engine="twin",
+            build="in-process twin",
+            backend="cpu",
+            instruction_set="none",
+            context_tokens=context_tokens,
+            parallel=parallel,
+            quantization="none",
+        )
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    def answer(self, request: GenerateRequest) -> list[str]:
+        """The pieces it gives for `request` when nothing goes wrong."""
+        seed = "" if request.temperature == 0 else str(request.seed)
+        ground = sha256(repr((self._root, request.messages, seed)).encode()).digest()
+        count = min(self.script.answer_tokens, request.max_tokens)
+        return [WORDS[sha256(ground + place.to_bytes(4)).digest()[0] % len(WORDS)] + " " for place in range(count)]
+
+    @asynccontextmanager
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        tokens_in = sum(len(message["content"].split()) for message in request.messages)
+        if tokens_in >= self._facts.context_tokens:
+            limit = self._facts.context_tokens
+            raise OctonodeError(f"the prompt has {tokens_in} tokens and the context {limit}", code="CONTEXT_EXCEEDED")
+        if self._running >= self._facts.parallel:
+            raise OctonodeError(f"{self._running} requests run already", code="OVERLOADED")
+        self.requests.append(request)
+        self._running += 1
+        self.most_running = max(self.most_running, self._running)
+        self.changed.unpark_all()
+        done: list[bool] = []
+        events = self._events(request, tokens_in, done)
+        try:
+            yield events
+        finally:
+            self._running -= 1
+            self.canceled += not done
+            self.changed.unpark_all()
+            await events.aclose()  # type: ignore[attr-defined]
+
+    async def _events(self, request: GenerateRequest, tokens_in: int, done: list[bool]) -> AsyncIterator[EngineEvent]:
+        script = self.script
+        for step in range(10 if script.prefill_seconds else 0):
+            yield Prefill(tokens_in * step // 10, tokens_in)
+            await trio.sleep(script.prefill_seconds / 10)
+        yield Prefill(tokens_in, tokens_in)
+        pieces = self.answer(request)
+        for place in range(0, len(pieces), script.batch):
+            await trio.sleep(script.seconds_per_token)
+            if script.crash_at is not None and place >= script.crash_at:
+                done.append(True)
+                raise EngineCrashed("the worker died of signal 9; it is started again", detail={"signal": 9})
+            if script.hang_at is not None and place >= script.hang_at:
+                await trio.sleep_forever()
+            part = tuple(pieces[place : place + script.batch])
+            self.emitted += len(part)
+            self.changed.unpark_all()
+            yield Pieces(part)
+        done.append(True)
+        reason = "length" if len(pieces) == request.max_tokens else "stop"
+        yield Finished("length" if reason == "length" else "stop", tokens_in, len(pieces))
