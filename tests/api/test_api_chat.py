@@ -221,8 +221,11 @@ async def test_a_hundred_streams_at_once() -> None:
 
     limits = httpx.Limits(max_connections=many)
     with trio.fail_after(90):
-        async with stage.run(), httpx.AsyncClient(base_url=stage.url, limits=limits, timeout=60) as client:
-            async with trio.open_nursery() as nursery:
-                for seed in range(many):
-                    nursery.start_soon(one, seed)
+        async with (
+            stage.run(),
+            httpx.AsyncClient(base_url=stage.url, limits=limits, timeout=60) as client,
+            trio.open_nursery() as nursery,
+        ):
+            for seed in range(many):
+                nursery.start_soon(one, seed)
     assert texts == {seed: "".join(f"{seed}:{i} " for i in range(20)) for seed in range(many)}
