@@ -18,9 +18,7 @@ import time
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
-
-from octonode.config import LogConfig
+from typing import Protocol, TextIO
 
 RECORD_CHARS_MAX = 4096
 """Of a message; the rest is cut and the cut is shown."""
@@ -37,6 +35,24 @@ NOISY_LIBRARIES: dict[str, int] = {
 }
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {9: "\t", 10: "\\n", 13: "\\r"}
+
+
+class LogSettings(Protocol):
+    """What this module needs of `config.LogConfig`, its sibling."""
+
+    @property
+    def level(self) -> str: ...
+
+    @property
+    def format(self) -> str:
+        """`text` or `json`."""
+        ...
+
+    @property
+    def file_bytes_max(self) -> int: ...
+
+    @property
+    def files_max(self) -> int: ...
 
 
 def path(home: Path) -> Path:
@@ -99,7 +115,7 @@ def _private(name: str, flags: int) -> int:
 
 
 def configure(
-    config: LogConfig,
+    config: LogSettings,
     *,
     home: Path | None = None,
     stderr: TextIO | None = None,
