@@ -95,6 +95,9 @@ class VersionRange:
         return same_release
 
 
+ANY_VERSION: Final = VersionRange("*")
+
+
 def best(range_: VersionRange, versions: list[str]) -> str | None:
     """The highest of `versions` that the range allows; any pre-release if `*` finds nothing else."""
     parsed = sorted(Version.parse(text) for text in versions)
