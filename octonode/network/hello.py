@@ -39,12 +39,15 @@ from octonode.network.hello_messages import (
 from octonode.network.host import Host, Stream, StreamReset
 from octonode.network.intake import Intake
 from octonode.network.own_announcement import OwnAnnouncement
-from octonode.network.peerbook import Peerbook
+from octonode.network.peerbook import Peerbook, Verdict
 from octonode.network.rates import Rates
 from octonode.network.streams import FrameStream
 from octonode.protocol.announcement import Announcement
 
 log = logging.getLogger(__name__)
+
+GREETED_MAX = 4096
+"""Peers remembered as greeted; beyond it the one greeted longest ago is greeted again."""
 
 Kind = TypeVar("Kind", Announced, Announcements, Manifest, Pong, DialledBack)
 
@@ -117,6 +120,12 @@ class Hello:
             self._greeted.pop(peer_id, None)
             self.observed_as.pop(peer_id, None)
 
+    def _note_greeted(self, peer_id: PeerId) -> None:
+        self._greeted.pop(peer_id, None)
+        self._greeted[peer_id] = self._now_ms()
+        if len(self._greeted) > GREETED_MAX:
+            del self._greeted[next(iter(self._greeted))]
+
     # Asking.
 
     async def greet(self, peer_id: PeerId) -> Announcement:
@@ -124,7 +133,7 @@ class Hello:
         own = await self._own.current()
         answer = await self._ask(peer_id, Announce(own.data), Announced)
         announcement, _ = self._intake.take(answer.announcement, peer_id, must_be_own=True)
-        self._greeted[peer_id] = self._now_ms()
+        self._note_greeted(peer_id)
         self.observed_as[peer_id] = answer.observed
         return announcement
 
@@ -184,15 +193,19 @@ class Hello:
 
     def _take_all(self, answer: Announcements, bringer: PeerId) -> list[Announcement]:
         """Those that are valid and fresh; one bad announcement among good ones costs nothing but itself."""
-        taken = []
+        known: dict[PeerId, Announcement] = {}
         for data in answer.announcements:
             try:
-                announcement, _ = self._intake.take(data, bringer)
+                announcement, verdict = self._intake.take(data, bringer)
             except RemoteProtocolError as fault:
                 log.debug("%s handed on a bad announcement: %s", bringer, fault.message)
                 continue
-            taken.append(announcement)
-        return taken
+            newest = (
+                announcement if verdict is Verdict.FULL else self._peerbook.get(announcement.peer_id, self._now_ms())
+            )
+            if newest is not None:
+                known[newest.peer_id] = newest
+        return list(known.values())
 
     # Answering.
 
@@ -242,7 +255,7 @@ class Hello:
 
     async def _answer_announce(self, asker: PeerId, data: bytes) -> Announced:
         self._intake.take(data, asker, must_be_own=True)
-        self._greeted[asker] = self._now_ms()
+        self._note_greeted(asker)
         own = await self._own.current()
         return Announced(own.data, self._host.observed_ip(asker) or "")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from octonode.config import NetworkConfig
+from octonode.errors import ConfigError
 from octonode.identity import Signer
-from octonode.network.addresses import announceable
+from octonode.network.addresses import AddressError, announceable
 from octonode.network.clock import NowMs
 from octonode.network.host import Host
 from octonode.network.sequence import SequenceFile
@@ -56,7 +57,7 @@ class Signed:
 
 
 class OwnAnnouncement:
-    """Makes and keeps our announcement. No task of its own."""
+    """Makes and keeps our announcement. No task of its own. Raises ConfigError for a malformed announce address."""
 
     def __init__(
         self,
@@ -68,6 +69,10 @@ class OwnAnnouncement:
         settings: NetworkConfig,
         now_ms: NowMs,
     ) -> None:
+        try:
+            announceable((), settings.announce_addresses, signer.peer_id)
+        except AddressError as error:
+            raise ConfigError(f"network.announce_addresses: {error.message}") from None
         self._signer = signer
         self._host = host
         self._facts = facts

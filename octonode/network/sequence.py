@@ -28,14 +28,21 @@ class SequenceFile:
         self._reserved = 0
 
     async def next(self, now_ms: int) -> int:
-        """A number above every one given out before. Raises OSError when the reserve cannot be written."""
+        """A number above every one given out before.
+
+        When the reserve cannot be written (a full disk) it is given out all the same: the clock is floor enough
+        unless it is set back, and a node that falls silent helps nobody.
+        """
         async with self._lock:
             if self._last is None:
                 self._last = self._reserved = await trio.to_thread.run_sync(self._read)
             number = max(self._last + 1, now_ms)
             if number >= self._reserved:
                 reserved = number + RESERVE
-                await trio.to_thread.run_sync(self._write, reserved)
+                try:
+                    await trio.to_thread.run_sync(self._write, reserved)
+                except OSError as error:
+                    log.warning("%s cannot be written: %s", self._path, error)
                 self._reserved = reserved
             self._last = number
             return number
@@ -45,8 +52,8 @@ class SequenceFile:
             return int(self._path.read_text(encoding="ascii"))
         except FileNotFoundError:
             return 0
-        except ValueError:
-            log.warning("%s is damaged; the sequence goes on from the clock", self._path)
+        except (ValueError, OSError) as error:
+            log.warning("%s cannot be read (%s); the sequence goes on from the clock", self._path, error)
             return 0
 
     def _write(self, number: int) -> None:
