@@ -85,23 +85,26 @@ class PlayedAsking:
     script: Script = field(default_factory=lambda: says("Hello", ",", " world", "."))
     asked: list[Ask] = field(default_factory=list)
     open: int = 0
+    began: trio.Event = field(default_factory=trio.Event)
     left: trio.Event = field(default_factory=trio.Event)
-    """Set when a question was left before its end."""
+    """Set when a question has been left before its end, and its events are closed."""
 
     @asynccontextmanager
     async def ask(self, ask: Ask) -> AsyncIterator[AsyncIterator[AskEvent]]:
         self.asked.append(ask)
         self.open += 1
+        self.began.set()
         events = self.script(ask)
+        whole = False
         try:
             yield events
-        except BaseException:
-            self.left.set()
-            raise
+            whole = True
         finally:
-            self.open -= 1
             with trio.CancelScope(shield=True):
                 await events.aclose()  # type: ignore[attr-defined]  # scripts are generators
+            self.open -= 1
+            if not whole:
+                self.left.set()
 
     async def explain(self, ask: Ask) -> Sequence[Candidate]:
         return (
