@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cbrrr
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octonode.errors import LocalProtocolError, RemoteProtocolError
+from octonode.identity import NodeKey
+from octonode.ids import ANNOUNCEMENT_DOMAIN, CHECKPOINT_DOMAIN
+from octonode.protocol.announcement import Announcement, Holding, Serving, fit, open_announcement, sign_announcement
+from octonode.protocol.signed import seal_document
+
+NODE, STRANGER = NodeKey(b"p" * 32), NodeKey(b"s" * 32)
+NOW_MS = 1_800_000_000_000
+ROOT = "bafybei" + "a" * 52
+PLAIN = Announcement(NODE.peer_id, 7, NOW_MS, NOW_MS + 120_000)
+
+short, count, port = st.text(max_size=20), st.integers(0, 2**63 - 1), st.integers(0, 65535)
+servings = st.builds(
+    Serving,
+    short,
+    short,
+    short,
+    short,
+    count,
+    count,
+    count,
+    st.floats(0, 1e9),
+    count,
+    short,
+    price_out_micro_octo=count,
+)
+holdings = st.builds(Holding, short, short, short, short, st.booleans())
+announcements = st.builds(
+    Announcement,
+    peer_id=st.just(NODE.peer_id),
+    sequence=count,
+    issued_at_ms=st.integers(NOW_MS - 1000, NOW_MS),
+    expires_at_ms=st.integers(NOW_MS + 1, NOW_MS + 1000),
+    state=st.sampled_from(["active", "leaving"]),
+    addresses=st.lists(short, max_size=3).map(tuple),
+    gateway_port=port,
+    tier=st.sampled_from(["edge", "consumer", "prosumer", "enterprise"]),
+    hardware=st.dictionaries(short, short | count | st.booleans() | st.floats(0, 10), max_size=3),
+    engines=st.lists(short, max_size=3).map(tuple),
+    serving=st.lists(servings, max_size=2).map(tuple),
+    holding=st.lists(holdings, max_size=2).map(tuple),
+    access=st.sampled_from(["token", "peers", "open"]),
+    region=short,
+    agent_version=short,
+    trimmed=st.booleans(),
+)
+
+
+@given(announcements)
+@settings(max_examples=100, deadline=None)
+def test_what_is_signed_opens_equal(announcement: Announcement) -> None:
+    assert open_announcement(sign_announcement(NODE, announcement), NOW_MS) == announcement
+
+
+def refused(data: bytes, now_ms: int = NOW_MS) -> str:
+    with pytest.raises(RemoteProtocolError) as caught:
+        open_announcement(data, now_ms)
+    return caught.value.code
+
+
+def test_a_changed_byte_is_refused() -> None:
+    data = sign_announcement(NODE, PLAIN)
+    for at in range(len(data)):
+        assert refused(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]) in ("BAD_SIGNATURE", "BAD_MESSAGE")
+
+
+def document(data: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = cbrrr.decode_dag_cbor(cbrrr.decode_dag_cbor(data)["announcement"])
+    return value
+
+
+def test_an_announcement_in_anothers_name_is_refused() -> None:
+    value = document(sign_announcement(NODE, PLAIN))
+    assert refused(seal_document("announcement", ANNOUNCEMENT_DOMAIN, STRANGER, value)) == "BAD_SIGNATURE"
+    assert refused(seal_document("announcement", CHECKPOINT_DOMAIN, NODE, value)) == "BAD_SIGNATURE"
+
+
+def test_times_are_checked() -> None:
+    data = sign_announcement(NODE, PLAIN)
+    assert refused(data, NOW_MS + 120_000) == "EXPIRED"
+    assert refused(data, NOW_MS - 60_001) == "CLOCK_SKEW"
+    assert open_announcement(data, NOW_MS - 60_000) == PLAIN
+    long = sign_announcement(NODE, replace(PLAIN, expires_at_ms=NOW_MS + 3_600_001))
+    assert refused(long) == "BAD_MESSAGE"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"gateway_port": 65536},
+        {"tier": "god"},
+        {"addresses": ["a"] * 17},
+        {"addresses": [1]},
+        {"hardware": {"a": [1]}},
+        {"serving": [{}]},
+        {"serving": [{"root": ROOT, "tokens_per_second": -1.0}]},
+        {"serving": [{"root": ROOT, "price_out_micro_octo": 0.5}]},
+        {"holding": [[]]},
+        {"sequence": True},
+        {"peer_id": "nobody"},
+    ],
+    ids=str,
+)
+def test_fields_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
+    value = {**document(sign_announcement(NODE, PLAIN)), **changes}
+    assert refused(seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, value)) in (
+        "BAD_MESSAGE",
+        "UNSUPPORTED",
+        "TOO_LARGE",
+    )
+
+
+def test_unknown_fields_are_ignored() -> None:
+    value = {**document(sign_announcement(NODE, PLAIN)), "later": {"a": 1}}
+    assert open_announcement(seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, value), NOW_MS) == PLAIN
+
+
+def test_the_size_is_bounded_on_both_sides_and_fit_makes_it_hold() -> None:
+    serving = tuple(Serving(root=ROOT, name=f"{NODE.peer_id}/model-{number}") for number in range(70))
+    holding = tuple(Holding(root=ROOT, manifest=ROOT, version=str(number)) for number in range(70))
+    large = replace(PLAIN, serving=serving, holding=holding)
+    with pytest.raises(LocalProtocolError) as caught:
+        sign_announcement(NODE, large)
+    assert caught.value.code == "TOO_LARGE"
+    fitted = fit(large)
+    data = sign_announcement(NODE, fitted)
+    assert 3500 < len(data) <= 4096
+    assert fitted.trimmed
+    assert fitted.serving == serving[: len(fitted.serving)]
+    assert open_announcement(data, NOW_MS) == fitted
+    assert fit(PLAIN) == PLAIN
+    assert refused(data + bytes(4096)) == "TOO_LARGE"
+
+
+def test_what_others_would_refuse_is_not_signed() -> None:
+    for announcement in (replace(PLAIN, tier="god"), replace(PLAIN, addresses=("a",) * 17)):
+        with pytest.raises(LocalProtocolError):
+            sign_announcement(NODE, announcement)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_raise_only_remote_protocol_errors(data: bytes) -> None:
+    refused(data)
