@@ -55,20 +55,20 @@ Kind = TypeVar("Kind", Announced, Announcements, Manifest, Pong, DialledBack)
 class Manifests(Protocol):
     """Signed manifests that we can show: `models.library`. Quick look-ups; bytes as signed, or None."""
 
-    def by_name(self, publisher: PeerId, name: str) -> bytes | None:
+    def manifest(self, publisher: PeerId, name: str) -> bytes | None:
         """The one with the highest sequence of those held."""
         ...
 
-    def by_cid(self, cid: str) -> bytes | None: ...
+    def manifest_by_cid(self, cid: str) -> bytes | None: ...
 
 
 class NoManifests:
     """For a node without models."""
 
-    def by_name(self, publisher: PeerId, name: str) -> bytes | None:
+    def manifest(self, publisher: PeerId, name: str) -> bytes | None:
         return None
 
-    def by_cid(self, cid: str) -> bytes | None:
+    def manifest_by_cid(self, cid: str) -> bytes | None:
         return None
 
 
@@ -267,9 +267,9 @@ class Hello:
 
     def _answer_manifest(self, request: FindManifest) -> Manifest:
         if request.cid:
-            found = self._manifests.by_cid(request.cid)
+            found = self._manifests.manifest_by_cid(request.cid)
         else:
-            found = self._manifests.by_name(PeerId(request.publisher), request.name)
+            found = self._manifests.manifest(PeerId(request.publisher), request.name)
         if found is not None and len(found) > self.limits.manifest_bytes_max:
             log.warning("a manifest of %d bytes is too large to hand on", len(found))
             found = None
