@@ -7,14 +7,22 @@ real process is the `scripted` adapter behind `engines.supervisor`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
 import trio
 
-from octonode.engines.contract import EngineEvent, EngineFacts, Finished, GenerateRequest, Pieces, Prefill
+from octonode.engines.contract import (
+    EngineEvent,
+    EngineFacts,
+    Finished,
+    GenerateRequest,
+    LoadRequest,
+    Pieces,
+    Prefill,
+)
 from octonode.errors import EngineCrashed, OctonodeError
 
 WORDS = ("river", "stone", "lantern", "wide", "copper", "evening", "salt", "bridge", "naïve", "世界", "🦉", "home")
@@ -118,3 +126,66 @@ class TwinEngine:
         done.append(True)
         reason = "length" if len(pieces) == request.max_tokens else "stop"
         yield Finished("length" if reason == "length" else "stop", tokens_in, len(pieces))
+
+
+class TwinEngines:
+    """Loads `TwinEngine`s in this process; the same face as `engines.supervisor.Supervisor`, without `run`."""
+
+    def __init__(self) -> None:
+        self.loads: list[str] = []
+        """Roots in the order of loading."""
+        self.failures: list[OctonodeError] = []
+        """Raised one after the other by the next loads."""
+        self.load_seconds = 0.0
+        self.parallel = 4
+        self.context_tokens = 2048
+        self.twins: dict[str, TwinEngine] = {}
+        self._desired: dict[str, LoadRequest] = {}
+        self._changes = 0
+        self._news = trio.lowlevel.ParkingLot()
+
+    def set_desired(self, desired: Mapping[str, LoadRequest]) -> None:
+        self._desired = dict(desired)
+        for root in tuple(self.twins):
+            if root not in desired:
+                del self.twins[root]
+        self._changed()
+
+    def engine(self, model_root: str) -> TwinEngine | None:
+        return self.twins.get(model_root)
+
+    async def wait_ready(self, model_root: str) -> TwinEngine:
+        if model_root not in self._desired:
+            raise OctonodeError("nobody wants it", code="MODEL_NOT_FOUND")
+        twin = self.twins.get(model_root)
+        if twin is None:
+            self.loads.append(model_root)
+            await trio.sleep(self.load_seconds)
+            if self.failures:
+                raise self.failures.pop(0)
+            twin = self.twins[model_root] = TwinEngine(
+                model_root, parallel=self.parallel, context_tokens=self.context_tokens
+            )
+            self._changed()
+        return twin
+
+    def release(self, model_root: str) -> None:
+        self._changed()
+
+    def lose(self, model_root: str) -> None:
+        """As when a worker dies: the engine is gone until it is loaded again."""
+        del self.twins[model_root]
+        self._changed()
+
+    @property
+    def changes(self) -> int:
+        return self._changes
+
+    async def wait_changed(self, seen: int) -> int:
+        while self._changes == seen:
+            await self._news.park()
+        return self._changes
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._news.unpark_all()
