@@ -50,13 +50,16 @@ class BodyReader:
             if len(self._buffer) > HEAD_BYTES_MAX:
                 raise ValueError("the head of the response is too long")
             return False
-        lines = head.split(b"\r\n")
-        self.status = int(lines[0].split(b" ", 2)[1])
-        headers = dict(line.lower().split(b": ", 1) for line in lines[1:] if b": " in line)
+        first, *lines = head.split(b"\r\n")
+        version, _, status = first.partition(b" ")
+        if not version.startswith(b"HTTP/1."):
+            raise ValueError("not an HTTP/1 response")
+        self.status = int(status[:3])
+        headers = dict(line.lower().split(b": ", 1) for line in lines if b": " in line)
         self._chunked = headers.get(b"transfer-encoding") == b"chunked"
         self._left = int(headers.get(b"content-length", b"0"))
-        if self._left > BODY_BYTES_MAX:
-            raise ValueError("the body of the response is too long")
+        if not 0 <= self._left <= BODY_BYTES_MAX:
+            raise ValueError("the body of the response has a bad length")
         self._buffer = rest
         return True
 
@@ -67,8 +70,8 @@ class BodyReader:
             if not separator:
                 break
             size = int(size_text, 16)
-            if size > BODY_BYTES_MAX:
-                raise ValueError("a chunk is too long")
+            if not 0 <= size <= BODY_BYTES_MAX:
+                raise ValueError("a chunk has a bad length")
             if len(rest) < size + 2:
                 break
             parts.append(rest[:size])

@@ -1,0 +1,94 @@
+"""What a worker can touch, tried from inside a real one. Where it is refused, it works without the sandbox."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+
+from octonode.config import EnginesConfig
+from octonode.engines.contract import LoadRequest
+
+pytestmark = pytest.mark.process
+ROOT = "bafy-test-root"
+PROBE = LoadRequest("probe", None, ROOT)
+
+
+@pytest.fixture
+def try_inside(supervise, ask, generate):
+    """Runs commands of the probe in a real worker; their answers."""
+
+    async def run(*commands: str, sandbox: bool = True) -> list[str]:
+        async with supervise(PROBE, settings=EnginesConfig(sandbox=sandbox)) as supervisor:
+            engine = await supervisor.wait_ready(ROOT)
+            return [(await generate(engine, ask(command))).text for command in commands]
+
+    return run
+
+
+async def test_the_layers_are_reported(supervise):
+    async with supervise(PROBE) as supervisor:
+        await supervisor.wait_ready(ROOT)
+        layers = supervisor.status()[0].sandbox
+        assert layers[0].startswith("limits")
+        assert [layer.split()[0].rstrip(":") for layer in layers[1:]] == ["landlock", "no", "seccomp"]
+        assert not any("off" in layer for layer in layers), "this kernel has all of them"
+    async with supervise(PROBE, settings=EnginesConfig(sandbox=False)) as supervisor:
+        await supervisor.wait_ready(ROOT)
+        assert "sandbox: off (engines.sandbox = false)" in supervisor.status()[0].sandbox
+
+
+async def test_files_outside_are_neither_read_nor_written(try_inside, tmp_path):
+    secret = tmp_path / "node.key"
+    secret.write_bytes(b"k" * 32)
+    outside = tmp_path / "planted"
+    commands = (f"read {secret}", f"write {outside}", "read /etc/passwd", f"read /proc/{os.getpid()}/environ")
+    assert await try_inside(*commands) == ["refused: PermissionError"] * 4
+    assert not outside.exists()
+    free = await try_inside(*commands, sandbox=False)
+    assert free[0] == "done: 32 bytes"
+    assert all(answer.startswith("done") for answer in free)
+
+
+async def test_its_own_directory_is_all_it_has(try_inside, tmp_path):
+    where, written, read = await try_inside("directory", "write scratch", "read scratch")
+    assert where.startswith(f"done: {tmp_path / 'workers'}")
+    assert (written, read) == ("done: 5 bytes", "done: 5 bytes")
+
+
+async def test_no_connection_leaves_it(try_inside):
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    command = f"connect 127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    assert await try_inside(command) == ["refused: PermissionError"]
+    assert await try_inside(command, sandbox=False) == ["done: connected"]
+    for listener in listeners:
+        await listener.aclose()
+
+
+async def test_it_starts_no_program_and_reaches_no_other_process(try_inside):
+    commands = ("execute /bin/true", "fork", f"signal {os.getpid()}", f"trace {os.getpid()}")
+    assert await try_inside(*commands) == ["refused: PermissionError"] * 4
+    free = await try_inside(*commands[:3], sandbox=False)
+    assert all(answer.startswith("done") for answer in free)
+
+
+async def test_it_inherits_no_secrets(try_inside, monkeypatch):
+    monkeypatch.setenv("OCTONODE_TOKEN", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    (answer,) = await try_inside("environment")
+    assert "hunter2" not in answer
+    assert "PYTHONPATH" not in answer
+    assert "CUDA_VISIBLE_DEVICES=3" in answer
+
+
+@pytest.mark.model
+async def test_the_real_engine_answers_inside_the_whole_sandbox(llama, supervise, ask, generate):
+    async with supervise(llama()) as supervisor:
+        engine = await supervisor.wait_ready(ROOT)
+        layers = supervisor.status()[0].sandbox
+        assert "seccomp" in layers
+        assert any(layer.startswith("landlock abi") for layer in layers)
+        assert (await generate(engine, ask(max_tokens=4))).finished.tokens_out == 4
