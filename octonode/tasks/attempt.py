@@ -188,27 +188,27 @@ class RemoteAttempt:
         stream, exchange = self._stream, self._exchange
         if stream is None:
             return
-        if exchange.state is State.CLOSED and self._sent_whole:
-            await stream.finish()
-            return
-        if drain and exchange.state is State.OPEN and self._sent_whole:
+        if self._sent_whole and (exchange.state is State.CLOSED or (drain and exchange.state is State.OPEN)):
             with trio.move_on_after(DRAIN_SECONDS):
-                if await self._cancel_and_drain(stream):
+                if await self._part_in_peace(stream):
                     return
         with trio.move_on_after(RESET_SECONDS, shield=True):
             await stream.reset()
 
-    async def _cancel_and_drain(self, stream: Stream) -> bool:
-        """True when the terminal frame came."""
+    async def _part_in_peace(self, stream: Stream) -> bool:
+        """Cancel what is still open, read to the terminal frame and to the end. False: it has to be reset."""
         exchange = self._exchange
         try:
-            await stream.send(exchange.send(TaskRequest(operation="cancel"), self._now_ms()))
+            if exchange.state is State.OPEN:
+                await stream.send(exchange.send(TaskRequest(operation="cancel"), self._now_ms()))
             while not exchange.closed:
                 data = await stream.receive()
                 if not data:
                     return False
                 exchange.receive(data, self._now_ms())
+            await stream.finish()
+            while await stream.receive():  # a stream read to its end is given back; one that is not counts as open
+                pass
         except (StreamReset, RemoteProtocolError):
             return False
-        await stream.finish()
         return True

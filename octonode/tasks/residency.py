@@ -153,8 +153,6 @@ class Residency:
         wish = self._wishes.get(reference)
         if wish is not None:
             wish.hurry.set()
-            if wish.status.model is not None:
-                self._engines.release(wish.status.model.root)
             return
         if len(self._wishes) >= MODELS_MAX:
             raise OctonodeError(f"{MODELS_MAX} models are kept here already; remove one first", code="OVERLOADED")
@@ -256,7 +254,9 @@ class Residency:
         if wish.status.model is not None and known.code == "MODEL_NOT_FOUND":
             self._forget_root(wish)  # the name may mean another root by now
             wish.status = replace(wish.status, model=None)
-        elif wish.status.model is not None:
+        elif wish.status.model is not None and (wish.hurry.is_set() or wait_seconds >= self._retry_seconds_max):
+            # The supervisor keeps a model that crashed too often in quarantine: it comes out when somebody asks, and
+            # once in the longest pause.
             self._engines.release(wish.status.model.root)
 
     def _fetched(self, wish: _Wish, done: int, total: int) -> None:
