@@ -124,9 +124,19 @@ class ValueStore(Protocol):
 
 
 class PubSub(Protocol):
-    """Small signed gossip, at most 4 KiB a message; messages may be lost and may come twice."""
+    """Small signed gossip, at most 4 KiB a message; messages may be lost and may come twice.
 
-    async def publish(self, topic: str, data: bytes) -> None: ...
+    Our own messages do not come back to us.
+    """
+
+    @property
+    def dropped(self) -> int:
+        """Messages so far that found the channel of a subscriber full."""
+        ...
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Hand a message to our neighbours. Raises LocalProtocolError over 4 KiB."""
+        ...
 
     async def subscribe(self, topic: str) -> trio.MemoryReceiveChannel[tuple[PeerId, bytes]]:
         """(author, data) pairs. The channel holds at most 256; new ones are dropped at the bound."""

@@ -10,6 +10,10 @@ WAITERS_PER_SLOT = 2
 """The queue before a full house, as a multiple of the slots; at its end callers are refused at once."""
 
 
+INBOUND_SLACK = 56
+"""What a peer may have open with us beyond its own limit: identify, routing, gossip, and streams that just end."""
+
+
 class StreamSlots:
     """Counts the open streams towards one peer. A stream that is done gives its slot back exactly once."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,7 +13,7 @@ from octonode.errors import Unreachable
 from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.network.host import ProtocolNotSupported, Stream, StreamHandler
 from octonode.network.serving import serve
-from octonode.network.slots import StreamSlots
+from octonode.network.slots import INBOUND_SLACK, StreamSlots
 from octonode.testing.flows import Flow, MemoryStream
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class Connection:
     def __init__(self, network: MemoryNetwork, a: MemoryHost, b: MemoryHost) -> None:
         self._network = network
         self._ends = (a, b)
-        self._slots = {a.peer_id: StreamSlots(a.config.streams_per_peer_max)}
-        self._slots[b.peer_id] = StreamSlots(b.config.streams_per_peer_max)
+        self._slots = {host.peer_id: StreamSlots(host.config.streams_per_peer_max) for host in self._ends}
+        self._inbound = {
+            host.peer_id: StreamSlots(host.config.streams_per_peer_max + INBOUND_SLACK) for host in self._ends
+        }
         self._pairs: dict[int, tuple[MemoryStream, MemoryStream]] = {}
         self._flows: dict[int, tuple[Flow, Flow]] = {}
         self._serial = 0
@@ -60,27 +63,32 @@ class Connection:
         return self._ends[1] if near is self._ends[0] else self._ends[0]
 
     def slots(self, near: MemoryHost) -> StreamSlots:
-        """How many streams with the far end `near` allows."""
+        """How many streams `near` opens to the far end."""
         return self._slots[near.peer_id]
 
+    def inbound(self, near: MemoryHost) -> StreamSlots:
+        """How many streams `near` takes from the far end."""
+        return self._inbound[near.peer_id]
+
     def pair(self, near: MemoryHost, protocol: str) -> tuple[MemoryStream, MemoryStream]:
-        """Both ends of a new stream, the near one first. The near slot is taken; the far one is taken here."""
+        """Both ends of a new stream, the near one first. Each takes over the slot that its host has acquired."""
         far = self.far(near)
         self._serial += 1
         serial = self._serial
         there, back = Flow(self, self._network.window_bytes), Flow(self, self._network.window_bytes)
         left = {near.peer_id, far.peer_id}
 
-        def done(host: MemoryHost) -> None:
-            self._slots[host.peer_id].release()
+        def done(host: MemoryHost, slots: StreamSlots) -> None:
+            slots.release()
             left.discard(host.peer_id)
             if not left:
                 self._pairs.pop(serial, None)
                 self._flows.pop(serial, None)
 
+        near_done, far_done = partial(done, near, self.slots(near)), partial(done, far, self.inbound(far))
         ends = (
-            MemoryStream(far.peer_id, protocol, outgoing=there, incoming=back, on_done=lambda: done(near)),
-            MemoryStream(near.peer_id, protocol, outgoing=back, incoming=there, on_done=lambda: done(far)),
+            MemoryStream(far.peer_id, protocol, outgoing=there, incoming=back, on_done=near_done),
+            MemoryStream(near.peer_id, protocol, outgoing=back, incoming=there, on_done=far_done),
         )
         self._pairs[serial], self._flows[serial] = ends, (there, back)
         return ends
@@ -256,7 +264,7 @@ class MemoryHost:
         handler = far._handlers.get(protocol)
         if handler is None:
             raise ProtocolNotSupported(f"{far.peer_id} does not speak {protocol}")
-        if not connection.slots(far).acquire_nowait():
+        if not connection.inbound(far).acquire_nowait():
             raise Unreachable(f"{far.peer_id} takes no more streams from us for now")
         near_end, far_end = connection.pair(self, protocol)
         far._nursery.start_soon(serve, handler, far_end)

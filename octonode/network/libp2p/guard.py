@@ -25,6 +25,7 @@ from octonode.network.host import ProtocolNotSupported, StreamReset
 from octonode.network.libp2p.containment import ContainedManager, contained
 from octonode.network.libp2p.library import NEGOTIATION_SECONDS, to_peer_id
 from octonode.network.libp2p.links import Links, Spawn
+from octonode.network.slots import INBOUND_SLACK
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ TRIM_IDLE_SECONDS = 30.0
 
 
 class Wedged(Exception):
-    """A connection that looks alive opened no stream in time."""
+    """A connection that looks alive opens no stream, or not in time."""
 
 
 async def close_broken(work: Callable[..., Any]) -> None:
@@ -62,7 +63,7 @@ class Guard:
         self._host = library_host
         self._swarm = library_host.get_network()
         self._links = links
-        self._streams_per_peer_max = streams_per_peer_max
+        self._inbound_max = streams_per_peer_max + INBOUND_SLACK
         self._connections_max = connections_max
         self._addresses_of = addresses_of
         self._spawn = spawn
@@ -111,7 +112,7 @@ class Guard:
 
     async def _serve_inbound(self, net_stream: Any) -> None:
         peer = net_stream.muxed_conn.peer_id
-        if self._inbound[peer] >= self._streams_per_peer_max:
+        if self._inbound[peer] >= self._inbound_max:
             log.info("%s has %d streams open with us; one more is reset", to_peer_id(peer), self._inbound[peer])
             await _reset(net_stream)
             return
@@ -148,9 +149,12 @@ class Guard:
     async def _negotiate(self, connection: Any, protocols: Sequence[str]) -> Any:
         if connection.muxed_conn.stream_backlog_semaphore.value == 0:
             raise Unreachable("the connection has no stream left")
-        with trio.CancelScope(shield=True):
+        try:
             # Cancelled in here the library forgets to give a slot of the connection back. Nothing in it waits long.
-            net_stream = await connection.new_stream()
+            with trio.CancelScope(shield=True):
+                net_stream = await connection.new_stream()
+        except Exception as error:
+            raise Wedged(f"it is closing: {error!r}") from error
         chosen = False
         try:
             with trio.move_on_after(NEGOTIATION_SECONDS):

@@ -163,12 +163,12 @@ class Links:
 
     async def drop(self, connection: Any) -> None:
         """Close a connection within moments, whatever its peer does; every stream on it is reset. Never raises."""
+        self._swarm.remove_conn(connection)
         with trio.move_on_after(DROP_SECONDS, shield=True):
             await contained("closing a connection", connection.close, level=logging.DEBUG)
         with trio.move_on_after(DROP_SECONDS, shield=True):
             # Without this a writer that waits for a silent peer would keep the socket, and us, for ever.
             await contained("closing a socket", connection.muxed_conn.secured_conn.close, level=logging.DEBUG)
-        self._swarm.remove_conn(connection)
 
     async def drop_peer(self, peer: ID) -> None:
         async with trio.open_nursery() as nursery:

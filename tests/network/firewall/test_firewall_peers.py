@@ -1,0 +1,200 @@
+"""Peers that die, fall silent, or are wedged: real processes and real connections."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+import trio
+
+from octonode.errors import Unreachable
+from octonode.network.host import StreamReset
+from octonode.network.libp2p import guard
+
+ECHO = "/test/echo/1"
+POUR = "/test/pour/1"
+GENEROUS_SECONDS = 60
+
+
+async def read_to_the_end(stream: Any) -> None:
+    while await stream.receive():
+        pass
+
+
+async def open_more(a: Any, b: Any, count: int, held: list[Any]) -> None:
+    for _ in range(count):
+        held.append(await a.open(b.peer_id, ECHO))
+
+
+@pytest.mark.process
+async def test_a_peer_killed_in_mid_stream_shows_as_a_reset(new_host: Any, peer_process: Any, until: Any) -> None:
+    host = await new_host()
+    with trio.fail_after(2 * GENEROUS_SECONDS):
+        async with peer_process() as peer:
+            await host.connect(peer.address)
+            stream = await host.open(peer.peer_id, POUR)
+            assert await stream.receive()
+            peer.signal(signal.SIGKILL)
+            with pytest.raises(StreamReset):
+                await read_to_the_end(stream)
+            await until(lambda: not host.connected)
+            with pytest.raises(Unreachable):
+                await host.open(peer.peer_id, ECHO)
+
+
+@pytest.mark.process
+async def test_a_silent_peer_is_given_up_and_found_again(
+    new_host: Any, peer_process: Any, echoes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "NEGOTIATION_SECONDS", 1.0)
+    host = await new_host(dial_timeout_seconds=1.0)
+    other = await new_host()
+    with trio.fail_after(2 * GENEROUS_SECONDS):
+        async with peer_process() as peer:
+            await host.connect(peer.address)
+            await host.connect(other.addresses[0])
+            assert await echoes(host, peer)
+            peer.signal(signal.SIGSTOP)
+            with pytest.raises(Unreachable):
+                await host.open(peer.peer_id, ECHO)
+            assert await echoes(host, other)
+            peer.signal(signal.SIGCONT)
+            assert await echoes(host, peer)
+
+
+@pytest.mark.process
+async def test_a_peer_that_answers_no_ping_is_dropped(new_host: Any, peer_process: Any, until: Any) -> None:
+    host = await new_host()
+    host.links.pulse_seconds, host.links.pulse_timeout_seconds = 0.2, 0.5
+    with trio.fail_after(2 * GENEROUS_SECONDS):
+        async with peer_process() as peer:
+            await host.connect(peer.address)
+            stream = await host.open(peer.peer_id, ECHO)
+            await trio.sleep(1.5)
+            assert host.connected == {peer.peer_id}
+            peer.signal(signal.SIGSTOP)
+            with pytest.raises(StreamReset):
+                await stream.receive()
+            await until(lambda: not host.connected)
+            peer.signal(signal.SIGCONT)
+
+
+async def test_a_wedged_connection_is_retired_and_dialled_anew(
+    new_host: Any, echoes: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the far library's accept loop has died: old streams live, new ones are never answered."""
+    monkeypatch.setattr(guard, "NEGOTIATION_SECONDS", 0.5)
+    a, b = await new_host(), await new_host()
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        old_stream = await a.open(b.peer_id, ECHO)
+        wedged = b.links.best(b.library.get_network().get_connections()[0].muxed_conn.peer_id)
+        serve = b.library.get_network().common_stream_handler
+
+        async def serve_all_but_the_wedged(net_stream: Any) -> None:
+            if net_stream.swarm_conn is wedged:
+                await trio.sleep_forever()
+            await serve(net_stream)
+
+        b.library.get_network().common_stream_handler = serve_all_but_the_wedged
+        assert await echoes(a, b)
+        await old_stream.send(b"old")
+        assert await old_stream.receive() == b"old"
+        await old_stream.reset()
+        await until(lambda: wedged.is_closed)
+        assert await echoes(a, b)
+
+
+async def test_connections_that_come_and_go_do_not_use_up_the_limit(new_host: Any, echoes: Any, until: Any) -> None:
+    """The library counts every connection that it ever accepted, until it refuses the next."""
+    b = await new_host(connections_max=3)
+    with trio.fail_after(GENEROUS_SECONDS):
+        for _ in range(8):
+            a = await new_host()
+            await a.connect(b.addresses[0])
+            assert await echoes(a, b)
+            await a.disconnect(b.peer_id)
+            await until(lambda: not b.connected)
+
+
+async def test_connections_over_the_limit_are_refused(new_host: Any, echoes: Any, until: Any) -> None:
+    b = await new_host(connections_max=2)
+    first, second, third = await new_host(), await new_host(), await new_host(dial_timeout_seconds=2.0)
+    with trio.fail_after(GENEROUS_SECONDS):
+        await first.connect(b.addresses[0])
+        await second.connect(b.addresses[0])
+        third.learn(b.peer_id, b.addresses)
+        with pytest.raises(Unreachable):
+            await third.open(b.peer_id, ECHO)
+        assert await echoes(first, b)
+        await first.disconnect(b.peer_id)
+        await until(lambda: len(b.connected) == 1)
+        assert await echoes(third, b)
+
+
+async def test_inbound_streams_over_the_limit_are_reset(new_host: Any, echoes: Any, until: Any) -> None:
+    b = await new_host(streams_per_peer_max=4)
+    rude, polite = await new_host(), await new_host()
+    with trio.fail_after(GENEROUS_SECONDS):
+        await rude.connect(b.addresses[0])
+        await polite.connect(b.addresses[0])
+        held = [await rude.open(b.peer_id, ECHO) for _ in range(50)]
+        with pytest.raises(StreamReset):
+            await open_more(rude, b, 20, held)
+        assert await echoes(polite, b)
+        for stream in held:
+            await stream.reset()
+        await until(lambda: not b.guard._inbound)
+        assert await echoes(rude, b)
+
+
+async def test_idle_connections_make_room_when_the_house_is_nearly_full(
+    new_host: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "TRIM_IDLE_SECONDS", 0.0)
+    b = await new_host(connections_max=4)
+    with trio.fail_after(GENEROUS_SECONDS):
+        busy = await new_host()
+        await busy.connect(b.addresses[0])
+        stream = await busy.open(b.peer_id, ECHO)
+        await stream.send(b"x")
+        assert await stream.receive() == b"x"
+        for _ in range(6):
+            idle = await new_host()
+            await idle.connect(b.addresses[0])
+            await until(lambda: len(b.connected) <= 3)
+        assert busy.peer_id in b.connected
+        await stream.reset()
+
+
+async def test_a_cancelled_send_hurts_only_its_stream(new_host: Any, echoes: Any) -> None:
+    """Cancelled between encrypting and sending, the library would make the whole connection undecipherable."""
+    a, b = await new_host(), await new_host()
+
+    async def swallow(stream: Any) -> None:
+        await read_to_the_end(stream)
+
+    b.handle(POUR, swallow)
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        for index in range(40):
+            stream = await a.open(b.peer_id, POUR)
+            with trio.move_on_after(0.0002 * index):
+                await stream.send(bytes(2_000_000))
+            await stream.reset()
+        assert await echoes(a, b)
+        assert len(a.library.get_network().get_connections()) == 1
+
+
+async def test_a_task_of_the_library_that_dies_ends_nothing_else(new_host: Any, echoes: Any) -> None:
+    a, b = await new_host(), await new_host()
+
+    async def die() -> None:
+        raise ExceptionGroup("inside", [RuntimeError("the library")])
+
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        b.library.get_network().manager.run_task(die)
+        await trio.sleep(0.05)
+        assert await echoes(a, b)
