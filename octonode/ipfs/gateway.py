@@ -24,7 +24,7 @@ from octonode.ipfs import car
 from octonode.ipfs.blocks import BlockSource, Body, FileRange, RangeNotHeld
 from octonode.ipfs.gateway_query import CAR_TYPE, RAW_TYPE, BadQuery, GatewayQuery, parse_target
 
-__all__ = ["BlockSource", "Body", "FileRange", "Gateway", "GatewayLimits", "RangeNotHeld"]
+__all__ = ["BlockSource", "Body", "FileRange", "Gateway", "GatewayLimits", "Pace", "RangeNotHeld"]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _Close(Exception):
     """This connection ends here."""
 
 
-class _Pace:
+class Pace:
     """A token bucket over all connections; refills by the clock, holds at most a second's worth."""
 
     def __init__(self, bytes_per_second: int) -> None:
@@ -88,7 +88,7 @@ class Gateway:
         self._blocks = blocks
         self.limits = limits or GatewayLimits()
         self._on_sent = on_sent
-        self._pace = _Pace(self.limits.upload_bytes_per_second_max)
+        self._pace = Pace(self.limits.upload_bytes_per_second_max)
         self._by_address: Counter[str] = Counter()
         self.sent_bytes = 0
         self.port = 0

@@ -166,8 +166,8 @@ class Library:
                 if signed.manifest.root == manifest.root:
                     return signed
                 raise Refused(
-                    f"{manifest.name}@{manifest.version} was published before with other content; choose a new version, "
-                    f"for example --version {_next_patch(manifest.version)}",
+                    f"{manifest.name}@{manifest.version} was published before with other content; choose a new "
+                    f"version, for example --version {_next_patch(manifest.version)}",
                     code="FORBIDDEN",
                 )
         return None
