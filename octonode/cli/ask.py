@@ -21,7 +21,8 @@ from octonode.cli.output import JsonFlag, emit, table
 from octonode.errors import OctonodeError
 
 if TYPE_CHECKING:
-    from octonode.client import Answer, Client
+    from octonode.api.schema import Answer
+    from octonode.client import Client
 
 task_app = typer.Typer(help="Signed tasks, one by one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -36,10 +37,14 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="publisher/name, cid:..., a name of a trusted publisher, or a model file.")],
+    model: Annotated[
+        str, typer.Argument(help="publisher/name, cid:..., a name of a trusted publisher, or a model file.")
+    ],
     prompt: Annotated[str, typer.Argument(help="What to ask; from standard input when left out.")] = "",
     peer: Peer = "",
-    explain: Annotated[bool, typer.Option("--explain", help="Show who might answer and why or why not; ask nobody.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show who might answer and why or why not; ask nobody.")
+    ] = False,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
@@ -72,8 +77,7 @@ def ask(client: Client, model: str, question: str, options: dict[str, Any], *, e
                 print(text, end="", flush=True)
     if echo:
         print(flush=True)
-    answer: Answer = stream.result
-    return answer
+    return stream.result
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
@@ -101,7 +105,9 @@ def _explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
     from octonode.api.schema import to_json
 
     found = client.explain(model, peer=peer)
-    rows = [(each.rank if each.accepted else "-", "this node" if each.local else each.peer, each.reason) for each in found]
+    rows = [
+        (each.rank if each.accepted else "-", "this node" if each.local else each.peer, each.reason) for each in found
+    ]
     emit({"candidates": to_json(found)}, as_json=as_json, text=table(("RANK", "PEER", "WHY"), rows))
 
 
@@ -125,7 +131,9 @@ def send(
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.0,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for request.bin and receipt.bin, the bytes as signed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for request.bin and receipt.bin, the bytes as signed.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Send one signed TASK_REQUEST and show its task id, its answer and its receipt."""
@@ -181,12 +189,16 @@ def _own_daemon(home: Path) -> Iterator[Client]:
 
     ports = ["--api", "127.0.0.1:0", "--p2p", "127.0.0.1:0", "--gateway", "127.0.0.1:0"]
     command = [sys.executable, "-m", "octonode.cli.main", "start", "--json", *ports]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         if not line:
-            raise OctonodeError(f"no node could be started: {process.stderr.read().decode(errors='replace').strip()[-500:]}")
+            raise OctonodeError(
+                f"no node could be started: {process.stderr.read().decode(errors='replace').strip()[-500:]}"
+            )
         json.loads(line)
         threading.Thread(target=process.stdout.read, daemon=True).start()  # an unread pipe would stop the node
         with Client.from_home(home) as client:

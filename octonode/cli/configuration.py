@@ -67,7 +67,11 @@ def set_value(
     converted = settings.convert(value, hints[field], name)
     path = settings.home_from(os.environ) / "config.toml"
     write_setting(path, section, field, converted)
-    emit({"name": name, "value": converted, "file": str(path)}, as_json=as_json, text=f"{name} = {_toml(converted)} in {path}")
+    emit(
+        {"name": name, "value": converted, "file": str(path)},
+        as_json=as_json,
+        text=f"{name} = {_toml(converted)} in {path}",
+    )
 
 
 def write_setting(path: Path, section: str, field: str, value: Any) -> None:

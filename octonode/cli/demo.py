@@ -17,7 +17,7 @@ from octonode.cli.output import size
 from octonode.errors import NotFound, OctonodeError
 
 if TYPE_CHECKING:
-    from octonode.client import Answer
+    from octonode.api.schema import Answer
     from octonode.testing.daemon import Daemon
 
 MODEL_FILE = Path("build/models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -41,7 +41,9 @@ def demo(
     The fourth node is the only one the others were told of, and it is stopped before the question is asked.
     """
     if not model.is_file():
-        raise NotFound(f"{model} is not there; run `make demo` in a checkout, or name a GGUF file: octonode demo --model FILE")
+        raise NotFound(
+            f"{model} is not there; run `make demo` in a checkout, or name a GGUF file: octonode demo --model FILE"
+        )
     import trio
 
     with tempfile.TemporaryDirectory(prefix="octonode-demo-") as homes:
@@ -73,7 +75,9 @@ async def _play(homes: Path, model: Path, out: Path, question: str, max_tokens: 
             say(f"A published {MODEL_NAME}: {size(published['size_bytes'])}, root {published['root']}")
             b = await start("B", "--bootstrap", d.address, "--public", "--trust", a.peer_id, "--model", reference)
             fetched = await b.wait_for("fetched")
-            say(f"B fetched it from {', '.join(_source(s, a) for s in fetched['bytes_by_source'])} in {fetched['seconds']:.1f} s")
+            say(
+                f"B fetched it from {', '.join(_source(s, a) for s in fetched['bytes_by_source'])} in {fetched['seconds']:.1f} s"
+            )
             await b.wait_for("model", state="serving")
             say("B loaded it in a worker process and serves it")
             c = await start("C", "--bootstrap", d.address)
@@ -102,9 +106,10 @@ async def _publish(a: Daemon, model: Path) -> dict[str, Any]:
 
     async with AsyncClient.from_home(a.home) as client:
         request = AddModel(path=str(model), name=MODEL_NAME, version="1.0.0", license="Apache-2.0", publish=True)
-        async with client.run(request) as stream:
+        async with client.job(request) as stream:
             async for _ in stream:
                 pass
+        assert stream.result.outcome is not None
         return dict(to_json(stream.result.outcome.model))
 
 
@@ -145,8 +150,7 @@ async def _ask(c: Daemon, model: str, question: str, max_tokens: int) -> tuple[A
                 first = first or time.perf_counter() - begun
                 print(text, end="", flush=True)
     print("\n", flush=True)
-    answer: Answer = stream.result
-    return answer, first * 1000, time.perf_counter() - begun
+    return stream.result, first * 1000, time.perf_counter() - begun
 
 
 async def _receipt(c: Daemon, answer: Answer, out: Path) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from octonode.cli.output import JsonFlag, emit, progress, size, table
 from octonode.errors import ConfigError, NotFound, OctonodeError
 
 if TYPE_CHECKING:
-    from octonode.api.schema import ModelFacts, ModelOutcome
-    from octonode.client import Client, ModelVerb
+    from octonode.api.schema import ModelFacts, ModelOutcome, ModelVerb
+    from octonode.client import Client
 
 app = typer.Typer(help="Models held here, and those of peers.", no_args_is_help=True, rich_markup_mode=None)
 
-Reference = Annotated[str, typer.Argument(help="publisher/name[@range], cid:..., a CID, or a name of a trusted publisher.")]
+Reference = Annotated[
+    str, typer.Argument(help="publisher/name[@range], cid:..., a CID, or a name of a trusted publisher.")
+]
 TrustFlag = Annotated[bool, typer.Option("--trust", help="Trust the publisher without asking.")]
 
 
@@ -30,11 +32,11 @@ def _client() -> Client:
 
 def perform(client: Client, verb: ModelVerb, title: str, *, quiet: bool) -> ModelOutcome:
     """Run a long verb with a progress bar and return what it ended with."""
-    with progress(title, quiet=quiet) as bar, client.run(verb) as stream:
+    with progress(title, quiet=quiet) as bar, client.job(verb) as stream:
         for each in stream:
             bar(each.done, each.total, each.stage)
-    outcome: ModelOutcome = stream.result.outcome
-    return outcome
+    assert stream.result.outcome is not None
+    return stream.result.outcome
 
 
 def _show(outcome: ModelOutcome, as_json: bool, said: str) -> None:
@@ -67,7 +69,9 @@ def add(
     file: Annotated[Path, typer.Argument(help="A GGUF, SafeTensors or ONNX file on this machine.")],
     name: Annotated[str, typer.Option(help="Name under your peer id; from the file when left out.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "",
-    licence: Annotated[str, typer.Option("--licence", "--license", help="SPDX name; from the file when left out.")] = "",
+    licence: Annotated[
+        str, typer.Option("--licence", "--license", help="SPDX name; from the file when left out.")
+    ] = "",
     publish: Annotated[bool, typer.Option("--publish", help="Provide it to the network at once.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -79,7 +83,11 @@ def add(
     request = AddModel(path=str(file.absolute()), name=name, version=version, license=licence, publish=publish)
     with _client() as client:
         outcome = perform(client, request, f"import {file.name}", quiet=as_json)
-    _show(outcome, as_json, "added and published" if publish else "added; hand it to the network: octonode models publish NAME")
+    _show(
+        outcome,
+        as_json,
+        "added and published" if publish else "added; hand it to the network: octonode models publish NAME",
+    )
 
 
 @app.command("publish")
@@ -154,10 +162,9 @@ def cid(
 
     if not file.is_file():
         raise NotFound(f"{file} is not a file")
-    total = file.stat().st_size
     with progress(file.name, quiet=as_json) as bar:
-        result = import_file(file, lambda done: bar(done, total))
-    emit({"root": str(result.root), "size_bytes": total}, as_json=as_json, text=str(result.root))
+        result = import_file(file, bar)
+    emit({"root": str(result.root), "size_bytes": result.size_bytes}, as_json=as_json, text=str(result.root))
 
 
 @app.command("ls")
@@ -168,10 +175,20 @@ def ls(as_json: JsonFlag = False) -> None:
     with _client() as client:
         found = client.models()
     rows = [
-        (each.reference, each.state, size(each.size_bytes) if each.size_bytes else "?", each.quantization or "-", len(each.servers))
+        (
+            each.reference,
+            each.state,
+            size(each.size_bytes) if each.size_bytes else "?",
+            each.quantization or "-",
+            len(each.servers),
+        )
         for each in found
     ]
-    emit({"models": to_json(found)}, as_json=as_json, text=table(("MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS"), rows))
+    emit(
+        {"models": to_json(found)},
+        as_json=as_json,
+        text=table(("MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS"), rows),
+    )
 
 
 @app.command("show")
@@ -196,7 +213,7 @@ def rm(
     from octonode.api.schema import to_json
 
     with _client() as client:
-        removed = client.remove(reference, force=force)
+        removed = client.remove_model(reference, force=force)
     emit(to_json(removed), as_json=as_json, text=f"removed {removed.reference}, {size(removed.have_bytes)} freed")
 
 

@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def join(
-    line: Annotated[str, typer.Argument(help="The join line that another node printed, or a multiaddr ending in /p2p/<id>.")],
+    line: Annotated[
+        str, typer.Argument(help="The join line that another node printed, or a multiaddr ending in /p2p/<id>.")
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Join the network of another node, now and at every start."""
@@ -39,7 +41,13 @@ def peers(as_json: JsonFlag = False) -> None:
     with Client.from_home(settings.home_from(os.environ)) as client:
         found = client.peers()
     rows = [
-        (each.peer_id, "yes" if each.connected else "no", each.tier or "?", each.state or "?", ", ".join(each.serving) or "-")
+        (
+            each.peer_id,
+            "yes" if each.connected else "no",
+            each.tier or "?",
+            each.state or "?",
+            ", ".join(each.serving) or "-",
+        )
         for each in found
     ]
     emit({"peers": to_json(found)}, as_json=as_json, text=table(("PEER", "CONNECTED", "TIER", "STATE", "SERVES"), rows))
@@ -54,7 +62,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     home = settings.home_from(os.environ)
     if (home / "daemon.json").exists():
         with Client.from_home(home) as client:
-            findings = client.doctor()
+            findings = list(client.doctor())
     else:
         findings = examine_machine(settings.load())
     marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,9 +28,15 @@ def start(
     api: Annotated[str | None, typer.Option(help="HOST:PORT of the HTTP API; port 0: the kernel chooses.")] = None,
     p2p: Annotated[str | None, typer.Option(help="HOST:PORT for peers.")] = None,
     gateway: Annotated[str | None, typer.Option(help="HOST:PORT of the block gateway.")] = None,
-    bootstrap: Annotated[list[str] | None, typer.Option(help="Multiaddr or join line of a node to join by. Repeatable.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Serve this: publisher/name, cid:..., file:/path. Repeatable.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine adapter; by the format of the model when left out.")] = None,
+    bootstrap: Annotated[
+        list[str] | None, typer.Option(help="Multiaddr or join line of a node to join by. Repeatable.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Serve this: publisher/name, cid:..., file:/path. Repeatable.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Engine adapter; by the format of the model when left out.")
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Take tasks from anybody.")] = False,
     trust: Annotated[list[str] | None, typer.Option(help="Trust this publisher (peer id). Repeatable.")] = None,
     trust_all: Annotated[bool, typer.Option("--trust-all", help="Trust every publisher; for test networks.")] = False,
@@ -49,7 +54,9 @@ def start(
     )
     from octonode.node.main import run_daemon
 
-    run_daemon(config, on_ready=_show_ready_json if as_json else _show_ready, on_event=_show_json if as_json else _show_event)
+    run_daemon(
+        config, on_ready=_show_ready_json if as_json else _show_ready, on_event=_show_json if as_json else _show_event
+    )
 
 
 def _show_json(event: Mapping[str, Any]) -> None:
@@ -82,9 +89,14 @@ def _show_event(event: Mapping[str, Any]) -> None:
         total = event["total_bytes"] or 1
         share = event["done_bytes"] / total
         bar = "#" * int(30 * share)
-        print(f"\r  {event['reference']}  [{bar:<30}] {size(event['done_bytes'])} of {size(total)} ", end="", flush=True)
+        print(
+            f"\r  {event['reference']}  [{bar:<30}] {size(event['done_bytes'])} of {size(total)} ", end="", flush=True
+        )
     elif name == "model":
-        print(f"  model {event['reference']}: {event['state']}{' - ' + event['reason'] if event['reason'] else ''}", flush=True)
+        print(
+            f"  model {event['reference']}: {event['state']}{' - ' + event['reason'] if event['reason'] else ''}",
+            flush=True,
+        )
     elif name in ("peer_connected", "peer_lost"):
         print(f"  {name.replace('_', ' ')} {event['peer_id']}", flush=True)
     elif name == "degraded":
@@ -157,24 +169,12 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing what is added.")] = False,
 ) -> None:
     """The daemon's log. Prompts and answers are never in it."""
-    path = settings.home_from(os.environ) / "logs" / "octonode.log"
-    if not path.exists():
-        raise OctonodeError(f"there is no log at {path} yet; it begins with: octonode start", code="NOT_FOUND")
-    tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    print("\n".join(tail), flush=True)
+    from octonode import log
+
+    home = settings.home_from(os.environ)
+    if not log.files(home):
+        raise OctonodeError(f"there is no log in {home} yet; it begins with: octonode start", code="NOT_FOUND")
+    print("\n".join(log.tail(home, lines)), flush=True)
     if follow:
-        _follow(path)
-
-
-def _follow(path: Path) -> None:
-    file = path.open(encoding="utf-8", errors="replace")
-    file.seek(0, os.SEEK_END)
-    while True:
-        line = file.readline()
-        if line:
-            print(line, end="", flush=True)
-        elif path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            file.close()  # rotated
-            file = path.open(encoding="utf-8", errors="replace")
-        else:
-            time.sleep(0.2)
+        for line in log.follow(home):
+            print(line, flush=True)

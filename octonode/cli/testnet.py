@@ -33,12 +33,22 @@ def register(app: typer.Typer) -> None:
 
 
 def testnet(
-    count: Annotated[int, typer.Argument(help="How many nodes; node 0 is the bootstrap of the others.", min=1, max=64)] = 4,
-    engine: Annotated[str, typer.Option(help="`scripted` needs no weights; `llama` runs real GGUF files.")] = "scripted",
-    model: Annotated[str, typer.Option(help="File or reference that nodes serve; a scripted model when left out.")] = "",
-    kill: Annotated[float, typer.Option("--kill", help="Chance of a kill -9 for each node every 10 s.", min=0, max=1)] = 0.0,
+    count: Annotated[
+        int, typer.Argument(help="How many nodes; node 0 is the bootstrap of the others.", min=1, max=64)
+    ] = 4,
+    engine: Annotated[
+        str, typer.Option(help="`scripted` needs no weights; `llama` runs real GGUF files.")
+    ] = "scripted",
+    model: Annotated[
+        str, typer.Option(help="File or reference that nodes serve; a scripted model when left out.")
+    ] = "",
+    kill: Annotated[
+        float, typer.Option("--kill", help="Chance of a kill -9 for each node every 10 s.", min=0, max=1)
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of everything random here.")] = 0,
-    directory: Annotated[Path | None, typer.Option(help="Where the nodes live; OCTONODE_HOME/testnet when left out.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the nodes live; OCTONODE_HOME/testnet when left out.")
+    ] = None,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running test network and all its nodes.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -55,7 +65,9 @@ def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed:
 
     place.mkdir(parents=True, exist_ok=True)
     if _pid(place) is not None:
-        raise OctonodeError(f"a test network runs in {place}; stop it with: octonode testnet --stop", code="ALREADY_RUNNING")
+        raise OctonodeError(
+            f"a test network runs in {place}; stop it with: octonode testnet --stop", code="ALREADY_RUNNING"
+        )
     if not model and engine == "scripted" and count > 1:
         model = f"file:{write_scripted_model(place / 'scripted.model', seed=seed)}"
     elif model and Path(model).exists():
@@ -89,7 +101,8 @@ async def _start_and_show(net: Testnet, place: Path, as_json: bool) -> None:
     async with trio.open_nursery() as nursery:
         nodes = await nursery.start(net.run)
         facts: list[dict[str, Any]] = [
-            {"name": node.name, "api": node.api, "peer_id": node.peer_id, "pid": node.pid, "home": str(node.home)} for node in nodes
+            {"name": node.name, "api": node.api, "peer_id": node.peer_id, "pid": node.pid, "home": str(node.home)}
+            for node in nodes
         ]
         (place / "nodes.json").write_text(json.dumps(facts))
         if as_json:

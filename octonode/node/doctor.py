@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
+import trio
 
 from octonode.api.schema import Finding
 from octonode.config import Config, split_host_port
 from octonode.engines.select import available_engines, default_threads
+from octonode.engines.supervisor import Supervisor
+from octonode.network import reachability
+from octonode.network.announcer import Announcer
+from octonode.network.clock import Chance, wall_clock_ms
+from octonode.network.hello import Hello
+from octonode.network.host import Host
+from octonode.network.membership import Membership
+from octonode.network.peerbook import Peerbook
 
+CLOCK_WARNING_MS = 5_000
 DISK_WARNING_BYTES = 5_000_000_000
 MEMORY_WARNING_BYTES = 2_000_000_000
 
 
 def examine_machine(config: Config, *, daemon_runs: bool = False) -> list[Finding]:
     """Home, disk, memory, engines, driver; ports too while no daemon holds them."""
-    findings = [_home(config), _disk(config), _memory(), _engines(), _driver()]
+    findings = [_home(config), _disk(config), _memory(), _engines(), _driver(config)]
     if not daemon_runs:
         findings += [_port(name, getattr(config, name).listen) for name in ("api", "network", "gateway")]
         findings.append(Finding("daemon", "warning", "no daemon runs on this home", "octonode start"))
@@ -56,17 +66,24 @@ def _engines() -> Finding:
     real = [name for name in available_engines() if name != "scripted"]
     if not real:
         return Finding(
-            "engines", "warning", "no engine is installed: this node asks and routes, and serves nothing", "pip install 'octonode[llama]'"
+            "engines",
+            "warning",
+            "no engine is installed: this node asks and routes, and serves nothing",
+            "pip install 'octonode[llama]'",
         )
     return Finding("engines", "ok", f"{', '.join(real)}; {default_threads()} threads a worker")
 
 
-def _driver() -> Finding:
+def _driver(config: Config) -> Finding:
     from octonode.hardware.probe import probe
 
-    hardware = probe()
+    hardware = probe(config.home)
+    if hardware.problems:
+        return Finding(
+            "driver", "warning", hardware.problems[0], "install or repair the driver, then start the node again"
+        )
     if hardware.gpus:
-        return Finding("driver", "ok", "; ".join(gpu.name for gpu in hardware.gpus))
+        return Finding("driver", "ok", "; ".join(gpu.name or gpu.vendor for gpu in hardware.gpus))
     return Finding("driver", "ok", "no GPU found: models run on the CPU")
 
 
@@ -84,13 +101,73 @@ def _port(section: str, listen: str) -> Finding:
     return Finding(f"port {section}", "ok", f"{listen} is free")
 
 
-def clock_finding(offsets_ms: Sequence[int], *, skew_ms_max: int) -> Finding:
-    """How far our clock is from the middle of the peers' clocks (their announcements' issue times against arrival)."""
-    if not offsets_ms:
-        return Finding("clock", "ok", "no peer to compare with")
-    offset = sorted(offsets_ms)[len(offsets_ms) // 2]
-    if abs(offset) > skew_ms_max:
-        way = "behind" if offset > 0 else "ahead of"
-        text = f"this machine's clock is {abs(offset) / 1000:.0f} s {way} its peers': they refuse our messages"
-        return Finding("clock", "failed", text, "turn on time synchronisation: timedatectl set-ntp true")
-    return Finding("clock", "ok", f"within {abs(offset) / 1000:.1f} s of {len(offsets_ms)} peers")
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    """The checks of a running node."""
+
+    config: Config
+    host: Host
+    hello: Hello
+    peerbook: Peerbook
+    membership: Membership
+    announcer: Announcer
+    supervisor: Supervisor
+    random: Chance
+
+    async def examine(self) -> list[Finding]:
+        """Everything, dial-back by up to three peers among it. Takes at most 20 s."""
+        machine = await trio.to_thread.run_sync(lambda: examine_machine(self.config, daemon_runs=True))
+        return [*machine, *self._peers(), self._clock(), self._announcing(), await self._reachable(), *self._workers()]
+
+    def _peers(self) -> list[Finding]:
+        report = self.membership.report()
+        text = f"{report.connected} connected, {report.known} known"
+        if not report.findings:
+            return [Finding("peers", "ok", text)]
+        return [Finding("peers", "warning" if report.connected else "failed", text, report.findings[0])] + [
+            Finding("peers", "warning", said) for said in report.findings[1:]
+        ]
+
+    def _clock(self) -> Finding:
+        now_ms = wall_clock_ms()
+        ages = [now_ms - each.issued_at_ms for each in self.peerbook.peers(now_ms)]
+        ahead = -min(ages, default=0)
+        refused = self.membership.report().findings
+        if ahead > CLOCK_WARNING_MS or any("clock" in said for said in refused):
+            return Finding(
+                "clock",
+                "failed",
+                "peers' clocks and ours differ",
+                "turn on time synchronisation: timedatectl set-ntp true",
+            )
+        return Finding("clock", "ok", f"agrees with {len(ages)} peers" if ages else "no peer to compare with yet")
+
+    def _announcing(self) -> Finding:
+        status = self.announcer.status
+        failed = [f"{record.kind} {record.label[:24]}: {record.reason}" for record in status.records if record.failures]
+        if status.fault:
+            return Finding("announcing", "failed", status.fault, "free disk space and look at: octonode logs")
+        if failed:
+            return Finding(
+                "announcing",
+                "warning",
+                "; ".join(failed[:3]),
+                "it is tried again by itself; more peers help: octonode join LINE",
+            )
+        return Finding("announcing", "ok", f"{len(status.records)} records, told to {status.pushed} peers")
+
+    async def _reachable(self) -> Finding:
+        found = await reachability.check(self.host, self.hello, self.random)
+        status = {"reachable": "ok", "local": "ok", "unreachable": "failed", "unknown": "warning"}[found.state]
+        return Finding("reachable", status, found.reason, found.advice)  # type: ignore[arg-type]
+
+    def _workers(self) -> list[Finding]:
+        found = []
+        for worker in self.supervisor.status():
+            name = f"worker {worker.model_root[:16]}"
+            if worker.state == "ready":
+                found.append(Finding(name, "ok", f"{worker.engine}, pid {worker.pid}, {', '.join(worker.sandbox)}"))
+            else:
+                fix = "octonode logs" if worker.state in ("crashed", "quarantined") else ""
+                found.append(Finding(name, "failed" if fix else "warning", f"{worker.state}: {worker.reason}", fix))
+        return found

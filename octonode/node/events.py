@@ -23,7 +23,9 @@ class Events:
     """`emit` never blocks and never fails."""
 
     def __init__(self) -> None:
-        self._subscribers: set[tuple[trio.MemorySendChannel[Mapping[str, Any]], trio.MemoryReceiveChannel[Mapping[str, Any]]]] = set()
+        self._subscribers: set[
+            tuple[trio.MemorySendChannel[Mapping[str, Any]], trio.MemoryReceiveChannel[Mapping[str, Any]]]
+        ] = set()
 
     def emit(self, event: str, **fields: Any) -> None:
         line = {"event": event, "at_ms": int(time.time() * 1000), **fields}

@@ -23,7 +23,9 @@ def home_lock(home: Path) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise ConfigError(f"cannot use {home} as OCTONODE_HOME: {error.strerror}; set OCTONODE_HOME to a folder you own") from None
+        raise ConfigError(
+            f"cannot use {home} as OCTONODE_HOME: {error.strerror}; set OCTONODE_HOME to a folder you own"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -198,9 +198,10 @@ class Daemon:
             return 0
         with trio.CancelScope(shield=True):
             self.send_signal(signal.SIGTERM)
-            with trio.move_on_after(STOP_TIMEOUT_SECONDS):
-                return await self._process.wait()
-            self.kill()
+            with trio.move_on_after(STOP_TIMEOUT_SECONDS) as patience:
+                await self._process.wait()
+            if patience.cancelled_caught:
+                self.kill()
             return await self._process.wait()
 
     async def _end(self) -> None:

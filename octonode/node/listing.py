@@ -1,0 +1,83 @@
+"""One model as the faces show it, put together from the shelf, the residency and what peers announce. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from octonode.api.schema import ModelFacts
+from octonode.ids import PeerId
+from octonode.models.library import Library
+from octonode.models.manifest import SignedManifest
+from octonode.node.shelf import Held
+from octonode.protocol.announcement import Announcement, Holding, Serving
+from octonode.tasks.residency import ModelStatus
+
+State = Literal["held", "fetching", "loading", "serving", "network"]
+
+
+def facts_of(
+    root: str,
+    own: PeerId,
+    *,
+    library: Library,
+    held: Held | None = None,
+    signed: SignedManifest | None = None,
+    announcements: Sequence[Announcement] = (),
+    status: ModelStatus | None = None,
+) -> ModelFacts:
+    """What is not known here is empty; announced names are shown as announced, a manifest's as signed."""
+    servers = [a.peer_id for a in announcements if any(item.root == root for item in a.serving)]
+    holders = [a.peer_id for a in announcements if any(item.root == root for item in a.holding)]
+    if status is not None and status.state == "serving":
+        servers.insert(0, own)
+    if held is not None and held.public:
+        holders.insert(0, own)
+    said: list[Serving | Holding] = []
+    for announcement in announcements:
+        said += [*announcement.serving, *announcement.holding]
+    announced = next((item for item in said if item.root == root and item.name), None)
+    manifest = signed.manifest if signed else None
+    publisher, name, version = _names(signed, announced)
+    return ModelFacts(
+        reference=f"{publisher}/{name}" if name else f"cid:{root}",
+        root=root,
+        manifest=signed.cid.text if signed else announced.manifest if announced else "",
+        name=name,
+        publisher=publisher,
+        version=version,
+        size_bytes=manifest.size_bytes if manifest else held.entry.row.size_bytes if held else 0,
+        have_bytes=held.held_bytes if held else 0,
+        complete=held.complete if held else False,
+        state=_state(held, status),
+        detail=status.reason if status else "",
+        format=manifest.files[0].format if manifest else "",
+        architecture=manifest.architecture if manifest else "",
+        quantization=manifest.quantization if manifest else getattr(announced, "quantization", ""),
+        context_tokens=manifest.context_tokens if manifest else getattr(announced, "context_tokens", 0),
+        license=manifest.licence if manifest else "",
+        created_at_ms=manifest.created_ms if manifest else 0,
+        trusted=bool(publisher) and (publisher == own or library.trust_table.is_trusted(publisher)),
+        pinned=held.entry.row.pinned if held else False,
+        servers=tuple(servers),
+        holders=tuple(holders),
+    )
+
+
+def _names(signed: SignedManifest | None, announced: Serving | Holding | None) -> tuple[str, str, str]:
+    if signed is not None:
+        return signed.manifest.publisher, signed.manifest.name, signed.manifest.version
+    if announced is None:
+        return "", "", ""
+    publisher, _, name = announced.name.partition("/")
+    return publisher, name, announced.version
+
+
+def _state(held: Held | None, status: ModelStatus | None) -> State:
+    if status is not None and status.state in ("serving", "loading"):
+        return "serving" if status.state == "serving" else "loading"
+    if status is not None and status.state in ("resolving", "fetching"):
+        return "fetching"
+    if held is None:
+        return "network"
+    return "held" if held.complete else "fetching"

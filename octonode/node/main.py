@@ -1,0 +1,72 @@
+"""The life of a daemon: lock, run, signals, drain, exit."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from octonode import identity, log
+from octonode.config import Config
+from octonode.errors import OctonodeError
+from octonode.node.events import Events
+from octonode.node.lock import home_lock
+
+Show = Callable[[Mapping[str, Any]], None]
+
+
+def run_daemon(config: Config, *, on_ready: Show, on_event: Show) -> None:
+    """Run a node until SIGINT, SIGTERM or `octonode stop`; drains, and a second signal quits at once.
+
+    Raises OctonodeError: ALREADY_RUNNING, CONFIG for a port in use or a setting that cannot be.
+    """
+    with home_lock(config.home):
+        log.configure(config.log, home=config.home)
+        key = identity.load_or_create(config.home)
+        try:
+            trio.run(_live, config, key, on_ready, on_event)
+        except* OctonodeError as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one error a person needs to see; the log has the rest."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _live(config: Config, key: identity.NodeKey, on_ready: Show, on_event: Show) -> None:
+    events = Events()
+    stopping = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_show_events, events, on_event)
+        await nursery.start(_watch_signals, stopping)
+        from octonode.node.composition import build, run  # imports the network: a second or more
+
+        node = build(config, key, events=events, stopping=stopping)
+        await run(node, on_ready)
+        events.emit("stopped")
+        events.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _show_events(events: Events, on_event: Show, *, task_status: trio.TaskStatus[None]) -> None:
+    async with events.subscribe() as stream:
+        task_status.started()
+        async for event in stream:
+            on_event(event)
+
+
+async def _watch_signals(stopping: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            if stopping.is_set():
+                print("octonode: quitting at once; open tasks are lost", file=sys.stderr)
+                raise SystemExit(128 + number)
+            stopping.set()

@@ -1,0 +1,191 @@
+"""What the node says of itself: to its peers in announcements, to its owner over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+from typing import Any
+
+import trio
+
+from octonode.api.schema import Degraded, Finding, NodeFacts, TaskCounts
+from octonode.config import Config
+from octonode.engines.select import available_engines
+from octonode.engines.supervisor import Supervisor
+from octonode.errors import OctonodeError
+from octonode.hardware.facts import Hardware, summary
+from octonode.network import own_announcement
+from octonode.network.access import TokenFiles
+from octonode.network.clock import wall_clock_ms
+from octonode.network.host import Host
+from octonode.network.joinline import JoinLine
+from octonode.network.joinline import encode as encode_join_line
+from octonode.network.peerbook import Peerbook
+from octonode.node.events import Events
+from octonode.node.records import CountedLog
+from octonode.node.shelf import Shelf
+from octonode.protocol.announcement import Holding, Serving
+from octonode.tasks.residency import Residency
+from octonode.tasks.slots import EngineSlots
+
+VERSION = version("octonode")
+
+
+class View:
+    """Reads of every part and changes none. `api.ports.Node`, and the facts of the announcer."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        host: Host,
+        peerbook: Peerbook,
+        supervisor: Supervisor,
+        residency: Residency,
+        shelf: Shelf,
+        slots: EngineSlots,
+        log: CountedLog,
+        tokens: TokenFiles,
+        events: Events,
+        stopping: trio.Event,
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._peerbook = peerbook
+        self._supervisor = supervisor
+        self._residency = residency
+        self._shelf = shelf
+        self._slots = slots
+        self._log = log
+        self._tokens = tokens
+        self._events = events
+        self._stopping = stopping
+        self._started_at_ms = wall_clock_ms()
+        self._examine: Callable[[], Any] | None = None
+        self.hardware: Hardware | None = None
+        """Probed in a thread after the start; None until then."""
+        self.api = ""
+        self.gateway_port = 0
+        self.gateway_listen = ""
+        self.troubles: dict[str, str] = {}
+        """Parts that do not work now: what is wrong and what to do, in a line."""
+
+    # For the announcer.
+
+    def announced(self) -> own_announcement.NodeFacts:
+        return own_announcement.NodeFacts(
+            tier=self.hardware.tier.name if self.hardware else "edge",
+            hardware=summary(self.hardware) if self.hardware else {},
+            engines=tuple(name for name in available_engines() if name != "scripted"),
+            serving=tuple(self._serving()),
+            holding=tuple(
+                Holding(
+                    root=each.root, manifest=each.manifest, name=each.name, version=each.version, complete=each.complete
+                )
+                for each in self._shelf.public()
+            ),
+            gateway_port=self.gateway_port,
+            access=self._config.network.access,
+            region=self._config.network.region,
+            agent_version=f"octonode/{VERSION}",
+        )
+
+    def _serving(self) -> Sequence[Serving]:
+        found = []
+        for status in self._residency.status():
+            model = status.model
+            engine = self._residency.engine(model.root) if model else None
+            if model is None or engine is None:
+                continue
+            measured = self._slots.measured.of(model.root)
+            found.append(
+                Serving(
+                    root=model.root,
+                    manifest=model.manifest,
+                    name=model.name,
+                    version=model.version,
+                    context_tokens=engine.facts.context_tokens,
+                    parallel=engine.facts.parallel,
+                    running=self._slots.taken(model.root),
+                    tokens_per_second=round(measured.tokens_per_second, 1),
+                    first_token_ms=round(measured.first_token_ms),
+                    quantization=engine.facts.quantization,
+                )
+            )
+        return found
+
+    # For the HTTP faces.
+
+    async def facts(self) -> NodeFacts:
+        now_ms = wall_clock_ms()
+        return NodeFacts(
+            peer_id=self._host.peer_id,
+            version=VERSION,
+            state="leaving" if self._stopping.is_set() else "active" if self._host.addresses else "starting",
+            addresses=self._host.addresses,
+            api=self.api,
+            gateway=self.gateway_listen,
+            join=self.join_line(),
+            pid=os.getpid(),
+            started_at_ms=self._started_at_ms,
+            tier=self.hardware.tier.name if self.hardware else "",
+            hardware=summary(self.hardware) if self.hardware else {},
+            engines=available_engines(),
+            access=self._config.network.access,
+            region=self._config.network.region,
+            peers_connected=len(self._host.connected),
+            peers_known=len(self._peerbook.peers(now_ms)),
+            serving=tuple(each.name or f"cid:{each.root}" for each in self._serving()),
+            tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
+            degraded=tuple(self.degraded()),
+        )
+
+    def join_line(self) -> str:
+        """The line for friends; empty before we listen. Where access is open it carries no token."""
+        addresses = tuple(self._config.network.announce_addresses) or reachable(self._host.addresses)
+        if not addresses:
+            return ""
+        token = self._tokens.own() if self._config.network.access == "token" else ""
+        return encode_join_line(JoinLine(self._host.peer_id, addresses[:8], token))
+
+    def degraded(self) -> list[Degraded]:
+        found = [Degraded(part, reason) for part, reason in self.troubles.items()]
+        found += [
+            Degraded(status.reference, f"{status.state}: {status.reason or 'not ready yet'}")
+            for status in self._residency.status()
+            if status.state != "serving"
+        ]
+        return found
+
+    def unready(self) -> Sequence[str]:
+        if self._stopping.is_set():
+            return ["the node is stopping"]
+        reasons = [] if self._host.addresses else ["the network is not up yet"]
+        return [*reasons, *(f"{each.part}: {each.reason}" for each in self.degraded())]
+
+    async def doctor(self) -> Sequence[Finding]:
+        if self._examine is None:
+            raise OctonodeError("the node is starting; ask again in a second", code="LEAVING", retry_after_seconds=1)
+        findings: Sequence[Finding] = await self._examine()
+        return findings
+
+    def examine_with(self, examine: Callable[[], Any]) -> None:
+        self._examine = examine
+
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[Mapping[str, Any]]]:
+        return self._events.subscribe()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+def reachable(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Listening addresses that mean something to another machine, public ones first; loopback where there is nothing else."""
+    from octonode.network.addresses import parse
+
+    order = {"public": 0, "name": 0, "private": 1, "loopback": 2}
+    ranked = sorted((order.get(parse(text).scope, 9), text) for text in addresses)
+    best = [text for rank, text in ranked if rank < 2] or [text for rank, text in ranked if rank == 2]
+    return tuple(best)
