@@ -194,13 +194,10 @@ def _read_request(value: dict[str, Any], limits: Limits) -> TaskRequest:
 
 
 def _read_update(value: dict[str, Any], limits: Limits) -> StatusUpdate:
-    pieces = value.get("pieces", ())
-    if pieces:
-        if type(pieces) is not list or len(pieces) > limits.pieces_max:
-            raise RemoteProtocolError(f"field pieces must be an array of at most {limits.pieces_max} texts")
-        for piece in pieces:
-            if type(piece) is not str:
-                raise RemoteProtocolError("field pieces must hold texts alone")
+    pieces = fields.items(value, "pieces", most=limits.pieces_max)
+    for piece in pieces:
+        if type(piece) is not str:
+            raise RemoteProtocolError("field pieces must hold texts alone")
     chunk = value.get("artifact")
     return StatusUpdate(
         state=fields.choice(value, "state", UPDATE_STATES, "working"),
