@@ -6,7 +6,6 @@ import json
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +16,15 @@ from octonode.cli.output import size
 from octonode.errors import NotFound, OctonodeError
 
 if TYPE_CHECKING:
+    import trio
+
     from octonode.api.schema import Answer
     from octonode.testing.daemon import Daemon
 
 MODEL_FILE = Path("build/models/SmolLM2-135M-Instruct.Q4_1.gguf")
 MODEL_NAME = "smollm2-135m-instruct"
 QUESTION = "Say in one sentence what a peer-to-peer network is."
-STEP_TIMEOUT_SECONDS = 180.0
+PLAY_TIMEOUT_SECONDS = 600.0
 
 
 def register(app: typer.Typer) -> None:
@@ -59,36 +60,46 @@ async def _play(homes: Path, model: Path, out: Path, question: str, max_tokens: 
     from octonode.cli.testnet import Daemon
 
     say("four nodes on this machine, each its own process and identity; the others know only D")
-    async with AsyncExitStack() as stack:
+    nodes = {name: Daemon(homes / name, name=name) for name in "DABC"}
+    async with trio.open_nursery() as nursery:
+        try:
+            with trio.move_on_after(PLAY_TIMEOUT_SECONDS) as patience:
+                return await _scenes(nodes, nursery, model, out, question, max_tokens)
+        finally:
+            for node in nodes.values():
+                await node.stop()
+            nursery.cancel_scope.cancel()
+    assert patience.cancelled_caught
+    raise OctonodeError(f"the demo was not done in {PLAY_TIMEOUT_SECONDS:.0f} s; is the machine very busy?", code="DEADLINE")
 
-        async def start(name: str, *flags: str) -> Daemon:
-            node = await stack.enter_async_context(Daemon(homes / name, *flags, name=name))
-            say(f"{name}  {node.peer_id}  API {node.api}")
-            return node
 
-        with trio.fail_after(STEP_TIMEOUT_SECONDS):
-            d = await start("D")
-            a = await start("A", "--bootstrap", d.address)
-            published = await _publish(a, model)
-        with trio.fail_after(STEP_TIMEOUT_SECONDS):
-            reference = published["reference"]
-            say(f"A published {MODEL_NAME}: {size(published['size_bytes'])}, root {published['root']}")
-            b = await start("B", "--bootstrap", d.address, "--public", "--trust", a.peer_id, "--model", reference)
-            fetched = await b.wait_for("fetched")
-            say(
-                f"B fetched it from {', '.join(_source(s, a) for s in fetched['bytes_by_source'])} in {fetched['seconds']:.1f} s"
-            )
-            await b.wait_for("model", state="serving")
-            say("B loaded it in a worker process and serves it")
-            c = await start("C", "--bootstrap", d.address)
-            await _all_joined(a, b, c)
-            peers = await _tiers(a, b, c)
-            await d.stop()
-            say("D is stopped; C finds a server by the DHT and asks")
-        with trio.fail_after(STEP_TIMEOUT_SECONDS):
-            answer, ttft_ms, seconds = await _ask(c, reference, question, max_tokens)
-            receipt = await _receipt(c, answer, out)
-        return _facts(answer, receipt, published, fetched, peers, {"A": a, "B": b, "C": c, "D": d}, ttft_ms, seconds)
+async def _scenes(
+    nodes: dict[str, Daemon], nursery: trio.Nursery, model: Path, out: Path, question: str, max_tokens: int
+) -> dict[str, Any]:
+    a, b, c, d = (nodes[name] for name in "ABCD")
+
+    async def start(node: Daemon, *flags: str) -> None:
+        await node.start(nursery, *flags)
+        say(f"{node.name}  {node.peer_id}  API {node.api}")
+
+    await start(d)
+    await start(a, "--bootstrap", d.address)
+    published = await _publish(a, model)
+    reference = published["reference"]
+    say(f"A published {MODEL_NAME}: {size(published['size_bytes'])}, root {published['root']}")
+    await start(b, "--bootstrap", d.address, "--public", "--trust", a.peer_id, "--model", reference)
+    fetched = await b.wait_for("fetched")
+    say(f"B fetched it from {', '.join(_source(s, a) for s in fetched['bytes_by_source'])} in {fetched['seconds']:.1f} s")
+    await b.wait_for("model", state="serving")
+    say("B loaded it in a worker process and serves it")
+    await start(c, "--bootstrap", d.address)
+    await _all_joined(a, b, c)
+    tiers = await _tiers(a, b, c)
+    await d.stop()
+    say("D is stopped; C finds a server by the DHT and asks")
+    answer, ttft_ms, seconds = await _ask(c, reference, question, max_tokens)
+    receipt = await _receipt(c, answer, out)
+    return _facts(answer, receipt, published, fetched, tiers, nodes, ttft_ms, seconds)
 
 
 def say(text: str) -> None:

@@ -109,8 +109,12 @@ class Daemon:
     ) -> None:
         await self._end()
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Start, or start again after `kill`; returns once the ready line is there. Raises OctonodeError with the log's tail."""
+    async def start(self, nursery: trio.Nursery, *flags: str) -> None:
+        """Start, or start again after `kill`; returns once the ready line is there. Raises OctonodeError with the log's tail.
+
+        `flags` are added to those of the constructor, for this start and later ones.
+        """
+        self._flags += flags
         assert not self.running
         self.home.mkdir(parents=True, exist_ok=True)
         self._ready = None
