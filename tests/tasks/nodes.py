@@ -43,11 +43,14 @@ class Source:
         self._directory = directory
         self.failures: list[OctonodeError] = []
         self.resolved: list[str] = []
+        self.times: list[float] = []
+        """Loop times of the tries to resolve."""
         self.fetch_seconds = 0.0
         self.here: set[str] = set()
 
     async def resolve(self, reference: str) -> ResolvedModel:
         self.resolved.append(reference)
+        self.times.append(trio.current_time())
         await trio.lowlevel.checkpoint()
         if self.failures:
             raise self.failures.pop(0)
