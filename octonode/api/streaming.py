@@ -22,6 +22,7 @@ class EventStream:
         self._writing = False
         self._ending = False
         self._written_at = trio.current_time()
+        self._head_sent = trio.Event()
         self.started = False
 
     async def write(self, data: bytes) -> None:
@@ -50,6 +51,9 @@ class EventStream:
             self.started = True
             headers = [(b"content-type", self._media_type), *_HEADERS]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            self._head_sent.set()
+        elif not self._head_sent.is_set():  # another writer is still at it
+            await self._head_sent.wait()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._written_at = trio.current_time()
         self._writing = False

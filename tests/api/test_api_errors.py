@@ -290,3 +290,21 @@ async def test_a_reader_that_is_slow_is_not_pinged(autojump_clock: Any) -> None:
         await stream.write(b"x")
         nursery.cancel_scope.cancel()
     assert sent == [b"", b"x"]
+
+
+async def test_two_writers_that_begin_together_send_one_head_first(autojump_clock: Any) -> None:
+    """A ping or a progress line may be sending the head when the last words are ready."""
+    sent: list[str] = []
+
+    async def slow_head(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await trio.sleep(1)
+        sent.append(f"{message['type']} {message.get('body', b'').decode()}")
+
+    stream = EventStream(slow_head, b"text/plain", b"ping")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.write, b"progress")
+        await trio.sleep(0.5)
+        await stream.end(b"last")
+        await stream.write(b"too late")
+    assert sent == ["http.response.start ", "http.response.body progress", "http.response.body last"]
