@@ -12,7 +12,7 @@ from octonode.identity import Signer
 from octonode.network.addresses import AddressError, announceable
 from octonode.network.clock import NowMs
 from octonode.network.host import Host
-from octonode.network.sequence import SequenceFile
+from octonode.network.sequence import Sequence as Numbers
 from octonode.protocol.announcement import Announcement, HardwareValue, Holding, Serving, fit, sign_announcement
 
 Model = TypeVar("Model", Serving, Holding)
@@ -65,7 +65,7 @@ class OwnAnnouncement:
         signer: Signer,
         host: Host,
         facts: Facts,
-        sequence: SequenceFile,
+        sequence: Numbers,
         settings: NetworkConfig,
         now_ms: NowMs,
     ) -> None:

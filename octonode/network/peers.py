@@ -30,7 +30,7 @@ from octonode.network.membership import Membership
 from octonode.network.own_announcement import Facts, OwnAnnouncement
 from octonode.network.peerbook import Peerbook
 from octonode.network.reachability import Reachability, check
-from octonode.network.sequence import SequenceFile
+from octonode.network.sequence import Sequence, SequenceFile
 
 
 class Peers:
@@ -50,6 +50,7 @@ class Peers:
         random: Chance | None = None,
         limits: HelloLimits | None = None,
         probe: Probe = tcp_probe,
+        sequence: Sequence | None = None,
     ) -> None:
         random = random or random_module.Random()
         host = network.host
@@ -57,8 +58,9 @@ class Peers:
         self.book = Peerbook(host.peer_id, settings.peerbook_peers_max)
         self.intake = Intake(host, self.book, now_ms)
         self.own = OwnAnnouncement(
-            signer=signer, host=host, facts=facts, sequence=SequenceFile(home), settings=settings, now_ms=now_ms
-        )
+            signer=signer, host=host, facts=facts, sequence=sequence or SequenceFile(home), settings=settings,
+            now_ms=now_ms,
+        )  # fmt: skip
         self.hello = Hello(
             host=host, own=self.own, peerbook=self.book, intake=self.intake, now_ms=now_ms, random=random,
             manifests=manifests, limits=limits, probe=probe,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -12,6 +13,12 @@ log = logging.getLogger(__name__)
 
 RESERVE = 60_000
 """How far ahead the file is written, so that it is written about once a minute and not for every announcement."""
+
+
+class Sequence(Protocol):
+    async def next(self, now_ms: int) -> int:
+        """A number above every one given out before."""
+        ...
 
 
 class SequenceFile:
