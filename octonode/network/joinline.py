@@ -35,7 +35,7 @@ class JoinLineError(OctonodeError, ValueError):
 class JoinLine:
     peer_id: PeerId
     addresses: tuple[str, ...]
-    """Multiaddrs that end in /p2p/<peer_id>."""
+    """Multiaddrs; all that were read from a line end in /p2p/<peer_id>."""
     token: str = ""
     """64 hex digits, or empty where the node lets everybody in or none by token."""
 
@@ -46,8 +46,8 @@ def encode(line: JoinLine) -> str:
         raise JoinLineError(f"a join line holds 1 to {ADDRESSES_MAX} addresses, not {len(line.addresses)}")
     plain = []
     for text in line.addresses:
-        address = parse_peer(text)
-        if address.peer_id != line.peer_id:
+        address = parse(text)
+        if address.peer_id not in (None, line.peer_id):
             raise JoinLineError(f"{text} is an address of another peer")
         plain.append(replace(address, peer_id=None).text)
     body = codec.pack({"p": public_key_from_peer_id(line.peer_id), "a": plain, "t": bytes.fromhex(line.token)})

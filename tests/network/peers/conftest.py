@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -12,7 +11,7 @@ from tests.network.peers.world import World
 
 
 @pytest.fixture
-async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
+async def world(nursery: trio.Nursery) -> AsyncIterator[World]:
     """Tests that use it ask for `autojump_clock` too: only an argument of the test itself sets the clock."""
-    yield World(nursery, tmp_path)
+    yield World(nursery)
     nursery.cancel_scope.cancel()

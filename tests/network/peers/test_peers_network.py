@@ -201,9 +201,7 @@ async def test_a_change_is_seen_by_others_at_once(world: World, autojump_clock: 
     await until(lambda: not c.peers.discovery.known(ROOT), 5)
 
 
-async def test_figures_of_every_task_do_not_flood_the_network(
-    world: World, autojump_clock: MockClock
-) -> None:
+async def test_figures_of_every_task_do_not_flood_the_network(world: World, autojump_clock: MockClock) -> None:
     a, _, c, _ = await four(world)
     a.now(serving=(Serving(ROOT),))
     await until(lambda: c.knows(a))
@@ -259,9 +257,7 @@ async def test_the_network_heals_after_a_partition(world: World, autojump_clock:
     await until(lambda: c.knows(a, b) and a.knows(c, d), 600)
 
 
-async def test_a_chain_of_bootstraps_becomes_a_mesh(
-    world: World, autojump_clock: MockClock
-) -> None:
+async def test_a_chain_of_bootstraps_becomes_a_mesh(world: World, autojump_clock: MockClock) -> None:
     nodes = [await world.start("n0")]
     for index in range(1, 12):
         nodes.append(await world.start(f"n{index}", bootstrap=(nodes[-1].address,)))
@@ -276,9 +272,7 @@ async def test_drain_ends_in_time_when_nobody_listens(world: World, autojump_clo
         await a.peers.announcer.leave(2.0)
 
 
-async def test_a_peer_that_does_not_speak_hello_is_named(
-    world: World, autojump_clock: MockClock
-) -> None:
+async def test_a_peer_that_does_not_speak_hello_is_named(world: World, autojump_clock: MockClock) -> None:
     a = await world.start("a")
     stranger = world.memory.node(key_of("stranger").peer_id)
     await world.nursery.start(stranger.run)

@@ -6,18 +6,26 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from octonode.config import NetworkConfig
-from octonode.identity import NodeKey
+from octonode.identity import NodeKey, Signer
 from octonode.ids import PeerId
+from octonode.network.announcer import Announcer
+from octonode.network.clock import Chance
+from octonode.network.dialback import Probe
+from octonode.network.discovery import Discovery
+from octonode.network.hello import Hello, Manifests
 from octonode.network.hello_messages import HelloLimits, Outcome
-from octonode.network.own_announcement import NodeFacts
-from octonode.network.peers import Peers
+from octonode.network.host import Network
+from octonode.network.intake import Intake
+from octonode.network.membership import Membership
+from octonode.network.own_announcement import Facts, NodeFacts, OwnAnnouncement
+from octonode.network.peerbook import Peerbook
 from octonode.network.records import RecordRules
+from octonode.network.sequence import Sequence
 from octonode.protocol.announcement import Announcement, sign_announcement
 from octonode.testing.network import MemoryNetwork, MemoryNode
 
@@ -59,6 +67,54 @@ class Shown:
         return self.by_cid.get(cid)
 
 
+class Peers:
+    """Peerbook, hello, announcer, membership and discovery of one node, put together as the daemon does."""
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        signer: Signer,
+        settings: NetworkConfig,
+        facts: Facts,
+        manifests: Manifests | None = None,
+        random: Chance,
+        limits: HelloLimits | None = None,
+        probe: Probe,
+        sequence: Sequence,
+    ) -> None:
+        host = network.host
+        self.book = Peerbook(host.peer_id, settings.peerbook_peers_max)
+        self.intake = Intake(host, self.book, now_ms)
+        self.own = OwnAnnouncement(
+            signer=signer, host=host, facts=facts, sequence=sequence, settings=settings,
+            now_ms=now_ms,
+        )  # fmt: skip
+        self.hello = Hello(
+            host=host, own=self.own, peerbook=self.book, intake=self.intake, now_ms=now_ms, random=random,
+            manifests=manifests, limits=limits, probe=probe,
+        )  # fmt: skip
+        self.announcer = Announcer(
+            own=self.own, host=host, hello=self.hello, routing=network.routing, values=network.values,
+            pubsub=network.pubsub, settings=settings, now_ms=now_ms, random=random,
+        )  # fmt: skip
+        self.membership = Membership(
+            host=host, hello=self.hello, intake=self.intake, peerbook=self.book, pubsub=network.pubsub,
+            settings=settings, now_ms=now_ms, random=random,
+        )  # fmt: skip
+        self.discovery = Discovery(
+            host=host, hello=self.hello, intake=self.intake, peerbook=self.book, routing=network.routing,
+            values=network.values, now_ms=now_ms, random=random,
+        )  # fmt: skip
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Join, announce and listen until cancelled. The network must be running."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.membership.run)
+            await nursery.start(self.announcer.run)
+            task_status.started()
+
+
 @dataclass
 class Node:
     name: str
@@ -93,7 +149,6 @@ class Node:
 @dataclass
 class World:
     nursery: trio.Nursery
-    home: Path
     memory: MemoryNetwork = field(default_factory=MemoryNetwork)
     numbers: dict[str, Numbers] = field(default_factory=dict)
 
@@ -104,8 +159,6 @@ class World:
         key, rules = key_of(name), RecordRules(now_ms)
         config = NetworkConfig(**settings)
         network = self.memory.node(key.peer_id, config, validator=rules.validate, select=rules.select, ip=ip)
-        home = self.home / name
-        home.mkdir(exist_ok=True)
         told, shown, probed = [facts or NodeFacts()], Shown(), []
 
         async def probe(host: str, port: int) -> Outcome:
@@ -113,8 +166,8 @@ class World:
             return outcome
 
         peers = Peers(
-            network=network, signer=key, settings=config, home=home, facts=lambda: told[0], manifests=shown,
-            now_ms=now_ms, random=random.Random(name), limits=limits, probe=probe,
+            network=network, signer=key, settings=config, facts=lambda: told[0], manifests=shown,
+            random=random.Random(name), limits=limits, probe=probe,
             sequence=self.numbers.setdefault(name, Numbers()),
         )  # fmt: skip
         return Node(name, key, network, peers, told, shown, probed)
