@@ -62,7 +62,7 @@ class Writer:
             elif run.terminal is not None:
                 await self._send(self._last(run.terminal))
                 return
-            elif not await self._news():
+            elif not await self._news() and exchange.pieces == len(run.pieces) and run.terminal is None:
                 await self._send(StatusUpdate(stage=run.stage, done=run.done, total=run.total))
                 self._stage_seen = run.stage_changes
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -20,7 +21,7 @@ from octonode.tasks.dispatcher import Answered, Ask, AskEvent, Attempt, Dispatch
 from octonode.tasks.provider import Provider
 from octonode.tasks.residency import FetchProgress, Residency, ResolvedModel
 from octonode.tasks.slots import EngineSlots
-from octonode.testing.engine import TwinEngine, TwinEngines
+from octonode.testing.engine import TwinEngines
 from octonode.testing.network import MemoryNetwork
 
 ROOT = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
@@ -101,14 +102,14 @@ class Door:
 
 
 class Node:
-    def __init__(self, net: MemoryNetwork, number: int, home: Path, settings: TasksConfig) -> None:
+    def __init__(self, net: MemoryNetwork, number: int, home: Path, settings: TasksConfig, engines: Any = None) -> None:
         self.network = net
         self.key = NodeKey(bytes([number]) * 32)
         self.peer = self.key.peer_id
         self.net = net.node(self.peer)
         self.host = self.net.host
         self.state = State(home / f"state{number}.sqlite", receipts_max=1000)
-        self.engines = TwinEngines()
+        self.engines = engines or TwinEngines()
         self.source = Source(home)
         self.book = Book()
         self.door = Door()
@@ -116,7 +117,7 @@ class Node:
         self.residency = Residency(
             source=self.source,
             engines=self.engines,
-            load_request=lambda model, path: LoadRequest("scripted", path, model.root),
+            load_request=lambda model, path: LoadRequest("scripted", None, model.root, options=self.options),
         )
         common = {"signer": self.key, "settings": settings, "resident": self.residency, "slots": self.slots}
         kept = {"receipts": self.state, "tasks": self.state, "now_ms": now_ms}
@@ -129,6 +130,8 @@ class Node:
             **kept,  # type: ignore[arg-type]
         )
         self.shows = ""
+        self.options: dict[str, str | int | float | bool] = {}
+        """Of the engine, at its next load."""
 
     async def start(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.state.run)
@@ -137,24 +140,31 @@ class Node:
             await nursery.start(service.run)
         self.host.handle(AGENT_PROTOCOL, self.provider.handle)
 
-    async def serve(self, root: str = ROOT) -> TwinEngine:
+    async def serve(self, root: str = ROOT) -> Any:
+        """The loaded engine: a `TwinEngine`, unless the node was given other engines."""
         self.source.here.add(root)
         self.residency.add(root)
         while self.residency.engine(root) is None:
             await self.residency.wait_changed(self.residency.changes)
-        return self.engines.twins[root]
+        return self.residency.engine(root)
 
     def announcement(self, **changes: object) -> Announcement:
         served: dict[str, object] = {"context_tokens": 2048, "parallel": 4, **changes}
         serving = Serving(ROOT, **served)  # type: ignore[arg-type]
-        return Announcement(self.peer, 1, EPOCH_MS, EPOCH_MS + 3_600_000, serving=(serving,))
+        return Announcement(self.peer, 1, now_ms(), now_ms() + 3_600_000, serving=(serving,))
 
 
 @asynccontextmanager
-async def nodes(home: Path, count: int, settings: TasksConfig | None = None) -> AsyncIterator[list[Node]]:
-    """`count` running nodes; the first knows the way to all others and has an announcement of none yet."""
+async def nodes(
+    home: Path, count: int, settings: TasksConfig | None = None, engines: Sequence[Any] = ()
+) -> AsyncIterator[list[Node]]:
+    """`count` running nodes; the first knows the way to all others and has an announcement of none yet.
+
+    `engines` are those of the first nodes, in-process twins for the rest.
+    """
     net = MemoryNetwork()
-    built = [Node(net, number + 1, home, settings or TasksConfig()) for number in range(count)]
+    given: list[Any] = [*engines, *[None] * count]
+    built = [Node(net, number + 1, home, settings or TasksConfig(), given[number]) for number in range(count)]
     async with trio.open_nursery() as nursery:
         for node in built:
             await node.start(nursery)
