@@ -92,6 +92,7 @@ def test_times_are_checked() -> None:
     assert open_announcement(data, NOW_MS - 60_000) == PLAIN
     long = sign_announcement(NODE, replace(PLAIN, expires_at_ms=NOW_MS + 3_600_001))
     assert refused(long) == "BAD_MESSAGE"
+    assert refused(long, NOW_MS + 60_000) == "BAD_MESSAGE", "its life counts from its issue, not from now"
 
 
 @pytest.mark.parametrize(

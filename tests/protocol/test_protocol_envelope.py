@@ -141,6 +141,28 @@ def test_unknown_extensions_are_ignored_unless_critical(link: Any) -> None:
     assert opened(link, payload, known_extensions=frozenset({"urn:x"})).header.critical == ("urn:x",)
 
 
+def test_critical_names_are_there_and_once(link: Any) -> None:
+    known = frozenset({"urn:x"})
+    for critical in (["urn:x", "urn:x"], ["urn:y"]):
+        payload = link.as_asker.payload("TASK_REQUEST", ext={"urn:x": 1}, crit=critical)
+        assert refused(link, payload, known_extensions=known).code == "BAD_MESSAGE"
+
+
+def test_an_input_is_inline_or_an_artifact(link: Any) -> None:
+    body = {"input": {"a": 1}, "artifact": "0" * 64}
+    assert refused(link, link.as_asker.payload("TASK_REQUEST", body)).code == "BAD_MESSAGE"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"critical": ("urn:x",)}, {"extensions": {"urn:x": bytes(20_000)}}, {"hop": -1}, {"offer": b"short"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_header_that_the_other_side_would_refuse_is_not_signed(link: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(LocalProtocolError):
+        link.asker.send(TaskRequest(), link.now_ms, **options)
+
+
 def test_an_unknown_type_is_unsupported(link: Any) -> None:
     assert refused(link, link.as_asker.payload("GOSSIP")).code == "UNSUPPORTED"
 

@@ -123,6 +123,13 @@ def test_an_input_over_the_bound_is_our_own_fault_and_changes_nothing(new_link: 
     assert link.ask(TaskRequest())
 
 
+@pytest.mark.parametrize("strange", [float("nan"), {"a": {1: 2}}, [[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]])
+def test_a_large_input_that_would_be_refused_is_our_own_fault(link: Any, strange: Any) -> None:
+    with pytest.raises(LocalProtocolError):
+        link.asker.send(TaskRequest(input={"x": "y" * 600_000, "z": strange}), link.now_ms)
+    assert link.asker.state is State.IDLE
+
+
 def test_heartbeat_silence_and_drain_run_by_the_clock_given(link: Any) -> None:
     start = link.now_ms
     assert link.provider.next_heartbeat_ms(start) is None
@@ -205,9 +212,10 @@ def test_a_refused_request_is_answered_by_an_error_that_names_it(link: Any) -> N
     data = link.asker.send(TaskRequest(), link.now_ms, critical=("urn:x",), extensions={"urn:x": 1})
     with pytest.raises(RemoteProtocolError) as caught:
         link.provider.receive(data, link.now_ms)
-    link.asker.receive(link.provider.send(report(caught.value), link.now_ms), link.now_ms)
-    assert link.asker.terminal is not None
-    assert link.asker.terminal.code == "EXTENSION_REQUIRED"
+    (event,) = link.asker.receive(link.provider.send(report(caught.value), link.now_ms), link.now_ms)
+    assert event.message.code == "EXTENSION_REQUIRED"
+    assert event.header.task == link.asker.task != bytes(16)
+    assert len(event.header.correlation) == 16
 
 
 def test_an_unreadable_request_is_answered_by_an_error_without_a_task(link: Any) -> None:

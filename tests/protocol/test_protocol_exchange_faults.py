@@ -160,7 +160,7 @@ def chunk(data: bytes, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"pieces": ["a"]}, chunk(b"\x80", name="other"), chunk(b"\x81"), chunk(b"\x80", offset=1)],
+    [{}, {"pieces": ["a"]}, chunk(b"\x80", name="other"), chunk(b"\x81\xa1a\x01"), chunk(b"\x80", offset=1)],
     ids=["nothing", "pieces", "another name", "another hash", "another offset"],
 )
 def test_an_input_that_is_not_the_one_the_request_names(link: Any, body: dict[str, Any]) -> None:
@@ -210,6 +210,21 @@ def test_the_end_in_the_middle_of_a_frame_is_a_loss(link: Any) -> None:
 def test_a_stream_on_which_nothing_was_asked_may_end(link: Any) -> None:
     link.provider.receive_end(link.now_ms)
     assert link.provider.fault is None
+
+
+def test_a_request_after_the_terminal_frame_has_not_crossed_anything(link: Any) -> None:
+    link.ask(TaskRequest())
+    link.say(link.provider, TaskResponse())
+    assert faulty(link.provider, link.as_asker.frame("TASK_REQUEST", seq=1), link.now_ms) == "BAD_MESSAGE"
+
+
+def test_junk_behind_a_message_is_known_at_once_and_raised_next(link: Any) -> None:
+    link.ask(TaskRequest())
+    frame = link.provider.send(StatusUpdate(), link.now_ms)
+    assert [event.message for event in link.asker.receive(frame + b"\x81\x00", link.now_ms)] == [StatusUpdate()]
+    assert link.asker.fault is not None
+    assert link.asker.state is State.BROKEN
+    assert faulty(link.asker, b"", link.now_ms) == "BAD_MESSAGE"
 
 
 def test_oversize_and_junk(link: Any) -> None:

@@ -103,6 +103,13 @@ def test_fields_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
         verify_receipt(seal_document("receipt", RECEIPT_DOMAIN, PROVIDER, {**document(), **changes}))
 
 
+def test_a_link_is_not_bytes() -> None:
+    with pytest.raises(VerificationFailed, match="links"):
+        verify_receipt(
+            seal_document("receipt", RECEIPT_DOMAIN, PROVIDER, {**document(), "request": cbrrr.CID(b"r" * 32)})
+        )
+
+
 def test_what_others_would_refuse_is_not_signed() -> None:
     for receipt in (
         replace(RECEIPT, privacy="secret"),

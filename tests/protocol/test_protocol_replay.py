@@ -69,6 +69,25 @@ def test_expired_requests_make_room_without_a_floor() -> None:
     assert window.messages(PEER) == 1
 
 
+def test_the_floor_never_sinks() -> None:
+    window = ReplayWindow(SMALL)
+    for number, sent_at_ms in enumerate((150, 100, 151, 152, 153, 154)):
+        window.admit(header(number, sent_at_ms=sent_at_ms), b"bytes", 200)
+    assert refused(window, header(0, sent_at_ms=150), b"bytes", 201)
+
+
+def test_an_id_used_again_after_its_expiry_counts_as_young() -> None:
+    window = ReplayWindow(SMALL)
+    window.admit(header(0, expires_at_ms=5000), b"bytes", 100)
+    window.admit(header(1, expires_at_ms=250), b"bytes", 200)
+    window.admit(header(2, sent_at_ms=101), b"bytes", 200)
+    window.admit(header(1, sent_at_ms=300), b"other", 300)
+    window.admit(header(3, sent_at_ms=301), b"bytes", 301)
+    window.admit(header(4, sent_at_ms=302), b"bytes", 302)
+    window.admit(header(5, sent_at_ms=303), b"bytes", 303)
+    assert window.admit(header(1, sent_at_ms=300), b"other", 304) is Verdict.AGAIN
+
+
 def test_at_the_bound_of_peers_the_quietest_is_forgotten() -> None:
     window = ReplayWindow(SMALL)
     peers = [NodeKey(bytes([number]) * 32).peer_id for number in range(4)]
