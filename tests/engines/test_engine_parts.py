@@ -169,7 +169,7 @@ def test_a_load_request_follows_the_settings_and_the_model(monkeypatch):
 
 
 def test_the_environment_of_a_worker_is_a_short_list(tmp_path):
-    given_ = {"HOME": "/root", "OCTONODE_TOKEN": "x", "LD_PRELOAD": "x", "PYTHONPATH": "x", "LANG": "C.UTF-8"}
+    given_ = {"HOME": "/home/someone", "OCTONODE_TOKEN": "x", "LD_PRELOAD": "x", "PYTHONPATH": "x", "LANG": "C.UTF-8"}
     environment = worker_environment(given_, tmp_path, 3)
     assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path)
     assert environment["LANG"] == "C.UTF-8"

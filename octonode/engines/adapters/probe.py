@@ -23,6 +23,8 @@ _PTRACE_ATTACH = 16
 
 
 class ProbeAdapter:
+    """An engine without a model that runs one of the commands above for each request, in the worker as it is."""
+
     async def load(self, request: LoadRequest, temporary_directory: Path) -> EngineFacts:
         return EngineFacts("probe", "1", "cpu", "", request.context_tokens, request.parallel, "")
 
