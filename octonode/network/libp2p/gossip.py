@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from libp2p.pubsub.pubsub_notifee import PubsubNotifee
 from octonode.errors import LocalProtocolError
 from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.network.libp2p.containment import ContainedManager, contained
+from octonode.network.libp2p.guard import reset_quietly
 from octonode.network.libp2p.host import Libp2pHost
 from octonode.network.libp2p.library import to_library_id, to_peer_id
 
@@ -28,9 +30,46 @@ NEIGHBOUR_MESSAGES_PER_SECOND_MAX = 64.0
 """Of one topic through one neighbour; the library's 10 silently drops what a neighbour passes on for others."""
 TOPICS_PER_PEER_MAX = 64
 HEARTBEAT_SECONDS = 1
-UPKEEP_SECONDS = 60.0
+END_SECONDS = 2.0
+UPKEEP_SECONDS = 20.0
 
 Delivery = tuple[PeerId, bytes]
+
+
+class AccountablePubsub(Pubsub):  # type: ignore[misc]
+    """The library's service, which ends the streams it took.
+
+    Its own handler returns and leaves the stream open, so that the peer writes to nobody and never learns.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._taken: set[Any] = set()
+
+    async def stream_handler(self, stream: Any) -> None:
+        self._taken.add(stream)
+        try:
+            await super().stream_handler(stream)
+        finally:
+            self._taken.discard(stream)
+            await reset_quietly(stream)
+
+    async def end_streams(self) -> None:
+        for stream in (*self._taken, *self.peers.values()):
+            await reset_quietly(stream)
+
+    async def upkeep(self, connected: Iterable[ID]) -> None:
+        """Say again what we are subscribed to, and open what is missing.
+
+        When one of the two streams between peers is lost, the library forgets the other end's subscriptions, which
+        the other end has no reason to repeat: without this the two stay deaf while they are connected.
+        """
+        for topic in tuple(self.topic_ids):
+            packet, _ = self._build_announce_rpc(topic, subscribe=True)
+            await self.message_all_peers(packet.SerializeToString())
+        for peer in connected:
+            if peer not in self.peers:
+                self._schedule_peer_stream_retry(peer)
 
 
 class Gossip:
@@ -80,20 +119,28 @@ class Gossip:
             router._manager = pubsub._manager = manager
             manager.run_daemon_task(router.run)
             manager.run_daemon_task(pubsub.run)
-            manager.run_daemon_task(_forget_deliveries, router)
+            manager.run_daemon_task(self._upkeep, router, pubsub)
             await pubsub.wait_until_ready()
             self._nursery, self._pubsub = nursery, pubsub
             try:
                 for topic in tuple(self._channels):
                     await self._join(pubsub, topic)
-                for peer in self._host.connected:
-                    manager.run_task(pubsub._handle_new_peer_with_retry, to_library_id(peer))
+                await pubsub.upkeep(map(to_library_id, self._host.connected))
                 await manager.wait_finished()
             finally:
                 self._nursery = self._pubsub = None
+                with trio.move_on_after(END_SECONDS, shield=True):
+                    await pubsub.end_streams()
                 nursery.cancel_scope.cancel()
 
-    def _build(self) -> tuple[Any, Any]:
+    async def _upkeep(self, router: Any, pubsub: AccountablePubsub) -> None:
+        while True:
+            await trio.sleep(UPKEEP_SECONDS)
+            # Counted for a feature that is off, and never forgotten by the library.
+            router.recent_message_deliveries.clear()
+            await pubsub.upkeep(map(to_library_id, self._host.connected))
+
+    def _build(self) -> tuple[Any, AccountablePubsub]:
         network = self._host.library.get_network()
         for notifee in list(network.notifees):
             if isinstance(notifee, PubsubNotifee):
@@ -108,7 +155,7 @@ class Gossip:
             adaptive_gossip_enabled=False,
             eclipse_protection_enabled=False,
         )
-        pubsub = Pubsub(
+        pubsub = AccountablePubsub(
             self._host.library,
             router,
             strict_signing=True,
@@ -156,10 +203,3 @@ def _acceptable(forwarder: Any, message: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _forget_deliveries(router: Any) -> None:
-    """The library counts every message for a feature that is off, and never forgets the count."""
-    while True:
-        await trio.sleep(UPKEEP_SECONDS)
-        router.recent_message_deliveries.clear()

@@ -114,12 +114,12 @@ class Guard:
         peer = net_stream.muxed_conn.peer_id
         if self._inbound[peer] >= self._inbound_max:
             log.info("%s has %d streams open with us; one more is reset", to_peer_id(peer), self._inbound[peer])
-            await _reset(net_stream)
+            await reset_quietly(net_stream)
             return
         self._inbound[peer] += 1
         try:
             if not await contained("an inbound stream", self._library_handler, net_stream, level=logging.DEBUG):
-                await _reset(net_stream)
+                await reset_quietly(net_stream)
         finally:
             self._inbound[peer] -= 1
             if self._inbound[peer] <= 0:
@@ -169,7 +169,7 @@ class Guard:
             raise
         finally:
             if not chosen:
-                await _reset(net_stream)
+                await reset_quietly(net_stream)
         raise Wedged(f"no answer within {NEGOTIATION_SECONDS:g} s")
 
     async def _select(self, net_stream: Any, protocols: Sequence[str]) -> TProtocol:
@@ -229,6 +229,7 @@ class Guard:
             await self._links.drop(connections[index])
 
 
-async def _reset(net_stream: Any) -> None:
+async def reset_quietly(net_stream: Any) -> None:
+    """Reset a stream of the library within moments. Never raises."""
     with trio.move_on_after(RESET_SECONDS, shield=True):
         await contained("resetting a stream", net_stream.reset, level=logging.DEBUG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from libp2p.tools.anyio_service import TrioManager
 
 from octonode.config import NetworkConfig
 from octonode.errors import LocalProtocolError
-from octonode.ids import KAD_PROTOCOL, PeerId
+from octonode.ids import KAD_PROTOCOL, PeerId, public_key_from_peer_id
 from octonode.network.host import SelectRecord, ValidateRecord
 from octonode.network.keys import KEY_BYTES, VALUE_NAMESPACE, multihash
 from octonode.network.libp2p.host import Libp2pHost
@@ -36,6 +37,8 @@ QUERY_SECONDS = 8.0
 """One request to one peer, a dial included."""
 LOOKUP_SECONDS = 30.0
 PARALLEL = 10
+LOOKUPS_MAX = 4
+"""At once; the next ones wait. Each may ask one peer several things, who has a bound for us."""
 ASKED_MAX = 40
 """Peers asked for one key."""
 INBOUND_REQUESTS_MAX = 64
@@ -78,6 +81,7 @@ class Kademlia:
         self._kad_host = KadHost(host.library, host.addresses_of)
         self._kad_host.admitted = self._admit
         self._neighbours_known = trio.Event()
+        self._lookups = trio.CapacityLimiter(LOOKUPS_MAX)
         for module in (kad_dht, peer_routing, provider_store, value_store):
             module.MAX_DHT_MESSAGE_SIZE = MESSAGE_BYTES_MAX
         self._dht = self._build()
@@ -111,25 +115,31 @@ class Kademlia:
 
     async def provide(self, key: bytes) -> bool:
         """False when no peer took the record."""
-        with trio.move_on_after(LOOKUP_SECONDS):
-            return bool(await self._providers.provide(multihash(key)))
+        async with self._lookups:
+            with trio.move_on_after(LOOKUP_SECONDS):
+                return bool(await self._providers.provide(multihash(key)))
         return False
 
     async def find_providers(self, key: bytes) -> tuple[PeerId, ...]:
-        """Our own records and those of the peers nearest to the key, merged; at most 20."""
+        """Our own records and those of the peers nearest to the key, merged; at most 20, most often named first.
+
+        So one peer that names twenty strangers does not hide those whom the others name.
+        """
         assert len(key) == KEY_BYTES
         name = multihash(key)
-        found = dict.fromkeys(info.peer_id for info in self._providers.get_providers(name))
+        votes = Counter(to_peer_id(info.peer_id) for info in self._providers.get_providers(name))
 
         async def ask(peer: ID) -> list[ID]:
             providers, closer = await self._providers._get_providers_from_peer_with_closers(peer, name)
-            for info in providers[:PROVIDERS_PER_KEY_MAX]:
-                found.setdefault(info.peer_id)
-                self._learn(info)
+            named = {to_peer_id(info.peer_id): info for info in providers[:PROVIDERS_PER_KEY_MAX]}
+            for peer_id, info in named.items():
+                if _is_peer_id(peer_id):
+                    votes[peer_id] += 1
+                    self._learn(info)
             return list(closer)
 
         await self._walk(name, ask)
-        return tuple(to_peer_id(peer) for peer in found)[:PROVIDERS_PER_KEY_MAX]
+        return tuple(peer_id for peer_id, _ in votes.most_common(PROVIDERS_PER_KEY_MAX))
 
     # ValueStore
 
@@ -138,10 +148,17 @@ class Kademlia:
         if not key.startswith(f"/{VALUE_NAMESPACE}/"):
             raise LocalProtocolError(f"{key!r} is not a key of the namespace /{VALUE_NAMESPACE}/")
         self._judge.validate(key, value)
-        name, taken = key.encode(), []
+        name = key.encode()
+        taken: list[ID] = []
         kept = self._values.get(name)
         if kept is None or self._judge.select(key, [kept.value, value]) == 1:
             self._values.put(name, value)
+        async with self._lookups:
+            await self._store(name, value, taken)
+        return bool(taken)
+
+    async def _store(self, name: bytes, value: bytes, taken: list[ID]) -> None:
+        """Put a value at the peers nearest to it; those that took it are added to `taken`."""
         with trio.move_on_after(LOOKUP_SECONDS):
             nearest = await self._dht.peer_routing.find_closest_peers_network(name)
 
@@ -151,7 +168,6 @@ class Kademlia:
                 return []
 
             await self._each(nearest[:PROVIDERS_PER_KEY_MAX], store)
-        return bool(taken)
 
     async def get(self, key: str) -> bytes | None:
         name = key.encode()
@@ -179,14 +195,18 @@ class Kademlia:
 
     async def _walk(self, name: bytes, ask: Callable[[ID], Any]) -> None:
         """Ask the peers nearest to `name`, then those that they name and that are nearer, at most 40 in all."""
-        with trio.move_on_after(LOOKUP_SECONDS):
-            nearest = await self._dht.peer_routing.find_closest_peers_network(name)
-            asked: set[ID] = {self._kad_host.get_id()}
-            while nearest and len(asked) < ASKED_MAX:
-                round_ = [peer for peer in dict.fromkeys(nearest) if peer not in asked][: ASKED_MAX - len(asked)]
-                asked.update(round_)
-                further = await self._each(round_, ask)
-                nearest = [peer for peer in further if peer not in asked and self._kad_host.speaks(peer)]
+        async with self._lookups:
+            with trio.move_on_after(LOOKUP_SECONDS):
+                await self._walk_on(name, ask)
+
+    async def _walk_on(self, name: bytes, ask: Callable[[ID], Any]) -> None:
+        nearest = await self._dht.peer_routing.find_closest_peers_network(name)
+        asked: set[ID] = {self._kad_host.get_id()}
+        while nearest and len(asked) < ASKED_MAX:
+            round_ = [peer for peer in dict.fromkeys(nearest) if peer not in asked][: ASKED_MAX - len(asked)]
+            asked.update(round_)
+            further = await self._each(round_, ask)
+            nearest = [peer for peer in further if peer not in asked and self._kad_host.speaks(peer)]
 
     async def _each(self, peers: list[ID], ask: Callable[[ID], Any]) -> list[ID]:
         """Ask all, ten at a time, each within its deadline; what they named."""
@@ -246,3 +266,11 @@ class Kademlia:
             await trio.sleep(PRUNE_SECONDS)
             self._providers.cleanup_expired()
             self._values.cleanup_expired()
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        public_key_from_peer_id(text)
+    except ValueError:
+        return False
+    return True

@@ -24,7 +24,7 @@ from octonode.network.libp2p.library import ADDRESSES_PER_PEER_MAX
 log = logging.getLogger(__name__)
 
 SPEAKERS_MAX = 4_096
-INBOUND_PER_PEER_MAX = 8
+INBOUND_PER_PEER_MAX = 16
 """Requests of one peer at once; more are reset. The library's own bound is for all peers together."""
 REQUEST_SECONDS = 20.0
 """An inbound stream is given so long in all; a silent one would hold one of the library's places for ever."""

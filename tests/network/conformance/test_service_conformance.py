@@ -20,7 +20,7 @@ GENEROUS_SECONDS = 60
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> None:
     """Inside a fail_after: records need a moment to be where they should be."""
-    while not await condition():  # noqa: ASYNC110
+    while not await condition():
         await trio.sleep(0.1)
 
 

@@ -64,7 +64,7 @@ def echoes() -> Callable[[Libp2pHost, Libp2pHost], Awaitable[bool]]:
 @pytest.fixture
 def until() -> Callable[[Callable[[], Any]], Awaitable[None]]:
     async def wait(condition: Callable[[], Any]) -> None:
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await trio.sleep(0.02)
 
     return wait
