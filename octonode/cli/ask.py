@@ -145,11 +145,12 @@ def send(
         receipt = client.receipt(facts.task)
     if out is not None:
         save_receipt(out, request=receipt.request_header, receipt=receipt.receipt)
+    proof = "verified" if facts.verified else f"NOT verified: {facts.reason}"
     lines = [
         f"task      {facts.task}",
         f"provider  {facts.provider}{' (this node)' if facts.local else ''}",
         f"tokens    {answer.tokens_in} in, {answer.tokens_out} out",
-        f"receipt   {'verified' if facts.verified else 'NOT verified: ' + facts.reason}{f', saved in {out}' if out else ''}",
+        f"receipt   {proof}{f', saved in {out}' if out else ''}",
         "",
         answer.text,
     ]
@@ -193,7 +194,8 @@ def _own_daemon(home: Path) -> Iterator[Client]:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         line = process.stdout.readline()
         if not line:
             raise OctonodeError(

@@ -75,9 +75,12 @@ def set_value(
 
 
 def write_setting(path: Path, section: str, field: str, value: Any) -> None:
-    """Replace or add one line of a TOML file; comments and all else stay. The old file is there until the new one is whole."""
+    """Replace or add one line of a TOML file; comments and all else stay, and the old file until the new one is whole.
+
+    Raises ConfigError for a file that is not TOML, or whose layout this cannot edit: a list over several lines.
+    """
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    tomllib.loads(text)  # a file we cannot read is not edited
+    _require_toml(text, path)  # a file we cannot read is not edited
     lines, line = text.splitlines(), f"{field} = {_toml(value)}"
     start = next((i for i, each in enumerate(lines) if each.split("#")[0].strip() == f"[{section}]"), None)
     if start is None:
@@ -90,11 +93,18 @@ def write_setting(path: Path, section: str, field: str, value: Any) -> None:
         else:
             lines[old] = line
     new = "\n".join(lines) + "\n"
-    tomllib.loads(new)
+    _require_toml(new, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".toml.new")
     temporary.write_text(new, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _require_toml(text: str, path: Path) -> None:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} cannot be edited: {error}; open it in an editor") from None
 
 
 @app.command("check")

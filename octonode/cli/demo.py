@@ -1,4 +1,4 @@
-"""`octonode demo`: four real nodes on this machine, a real model by its content address, a question, an answer, a receipt."""
+"""`octonode demo`: four real nodes on this machine, a real model by its content address, an answer, a receipt."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def demo(
     question: Annotated[str, typer.Option(help="What to ask.")] = QUESTION,
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
 ) -> None:
-    """Publish a model on one node, fetch and serve it on another, ask it through a third that has neither model nor engine.
+    """Four nodes, a real model, an answer with a receipt.
 
-    The fourth node is the only one the others were told of, and it is stopped before the question is asked.
+    One node publishes the model, another fetches and serves it, and a third, with neither model nor engine, asks. The
+    fourth is the only one that the others were told of, and it is stopped before the question is asked.
     """
     if not model.is_file():
         raise NotFound(
@@ -70,7 +71,9 @@ async def _play(homes: Path, model: Path, out: Path, question: str, max_tokens: 
                 await node.stop()
             nursery.cancel_scope.cancel()
     assert patience.cancelled_caught
-    raise OctonodeError(f"the demo was not done in {PLAY_TIMEOUT_SECONDS:.0f} s; is the machine very busy?", code="DEADLINE")
+    raise OctonodeError(
+        f"the demo was not done in {PLAY_TIMEOUT_SECONDS:.0f} s; is the machine very busy?", code="DEADLINE"
+    )
 
 
 async def _scenes(
@@ -89,12 +92,13 @@ async def _scenes(
     say(f"A published {MODEL_NAME}: {size(published['size_bytes'])}, root {published['root']}")
     await start(b, "--bootstrap", d.address, "--public", "--trust", a.peer_id, "--model", reference)
     fetched = await b.wait_for("fetched")
-    say(f"B fetched it from {', '.join(_source(s, a) for s in fetched['bytes_by_source'])} in {fetched['seconds']:.1f} s")
+    sources = ", ".join(_source(source, a) for source in fetched["bytes_by_source"])
+    say(f"B fetched it from {sources} in {fetched['seconds']:.1f} s")
     await b.wait_for("model", state="serving")
     say("B loaded it in a worker process and serves it")
     await start(c, "--bootstrap", d.address)
     await _all_joined(a, b, c)
-    tiers = await _tiers(a, b, c)
+    tiers = await _tiers(a, b, c, d)
     await d.stop()
     say("D is stopped; C finds a server by the DHT and asks")
     answer, ttft_ms, seconds = await _ask(c, reference, question, max_tokens)
@@ -212,7 +216,7 @@ def _facts(
 def _show_facts(facts: dict[str, Any], out: Path) -> None:
     receipt = facts["receipt"]
     lines = [
-        "nodes          " + ", ".join(f"{node['name']} ({node['tier'] or 'stopped'})" for node in facts["nodes"]),
+        "nodes          " + ", ".join(f"{node['name']} ({node['tier']})" for node in facts["nodes"]),
         f"model root     {facts['model_root']}",
         f"manifest       {facts['manifest']}",
         *(f"fetched        {size(count)} from {source}" for source, count in facts["bytes_fetched"].items()),

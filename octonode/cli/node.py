@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from octonode import config as settings
-from octonode.cli.output import JsonFlag, emit, size, table
+from octonode.cli.output import JsonFlag, emit, size
 from octonode.errors import OctonodeError
 
 STOP_TIMEOUT_SECONDS = 30.0
@@ -142,7 +142,8 @@ def status(as_json: JsonFlag = False) -> None:
         f"peers {facts.peers_connected} connected, {facts.peers_known} known  access {facts.access}",
         f"engines {', '.join(facts.engines) or 'none'}",
         f"serving {', '.join(facts.serving) or 'nothing'}",
-        f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, {facts.tasks.completed} completed, {facts.tasks.failed} failed",
+        f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, "
+        f"{facts.tasks.completed} completed, {facts.tasks.failed} failed",
         *(f"degraded: {each.part}: {each.reason}" for each in facts.degraded),
     ]
     emit(to_json(facts), as_json=as_json, text="\n".join(lines))

@@ -73,7 +73,7 @@ def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed:
     elif model and Path(model).exists():
         model = f"file:{Path(model).absolute()}"
     log = EventLog(place / "events.ndjson", show=print if as_json else None)
-    net = Testnet(place, count, ("--engine", engine, "--trust-all"), model, kill, seed, on_event=log.take)
+    net = Testnet(place, count, ("--engine", engine, "--trust-all", "--public"), model, kill, seed, on_event=log.take)
     (place / "launcher.pid").write_text(str(os.getpid()))
     import trio
 

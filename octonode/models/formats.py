@@ -18,6 +18,8 @@ from octonode.models.onnx import looks_like_onnx
 
 SAFETENSORS_HEADER_BYTES_MAX: Final = 32 * 1024 * 1024
 SAFETENSORS_TENSORS_MAX: Final = 1_000_000
+SCRIPTED_MAGIC: Final = b"octonode scripted model 1\n"
+"""First line of a model of the scripted engine: for test networks, which need no weights. What follows is filler."""
 ZIP_ENTRIES_MAX: Final = 100_000
 _DTYPES_BY_BYTES: Final = {
     1: ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
@@ -39,7 +41,7 @@ class FormatInfo:
     """What the header says. Texts are the file's own claims, cleaned and cut."""
 
     format: str
-    """`gguf`, `safetensors` or `onnx`."""
+    """`gguf`, `safetensors`, `onnx` or `scripted`."""
     architecture: str = ""
     quantization: str = ""
     context_tokens: int = 0
@@ -57,6 +59,8 @@ def sniff(file: BinaryIO) -> FormatInfo:
     head = file.read(64)
     if len(head) < 8:
         raise FormatRefused(f"a file of {size} bytes is not a model; GGUF, SafeTensors and ONNX are taken")
+    if head.startswith(SCRIPTED_MAGIC):
+        return FormatInfo("scripted", name="scripted")
     _refuse_pickle(file, head)
     file.seek(0)
     if head.startswith(b"GGUF"):

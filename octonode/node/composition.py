@@ -128,8 +128,8 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     wishes = Wishes(config.home)
     residency = Residency(source=source, engines=supervisor, load_request=partial(_load_request, config, wishes))
     view = View(
-        config=config, host=host, peerbook=peerbook, supervisor=supervisor, residency=residency, shelf=shelf, slots=slots,
-        log=counted, tokens=tokens, events=events, stopping=stopping,
+        config=config, host=host, peerbook=peerbook, supervisor=supervisor, residency=residency, shelf=shelf,
+        slots=slots, log=counted, tokens=tokens, events=events, stopping=stopping,
     )  # fmt: skip
     own = OwnAnnouncement(
         signer=key,

@@ -59,7 +59,8 @@ class Models:
     async def list(self) -> Sequence[ModelFacts]:
         roots: dict[str, None] = dict.fromkeys(held.root for held in self._shelf.all())
         for announcement in self._announcements():
-            roots |= dict.fromkeys(item.root for item in (*announcement.serving, *announcement.holding))
+            roots |= dict.fromkeys(item.root for item in announcement.serving)
+            roots |= dict.fromkeys(item.root for item in announcement.holding)
         return [self._facts(root) for root in roots]
 
     async def resolve(self, reference: str) -> ModelFacts:
@@ -98,7 +99,7 @@ class Models:
             version=request.version,
             licence=request.license,
             public=request.publish,
-            progress=_from_thread(report, "import"),
+            progress=_FromThread(report, "import"),
         )
         records = await self._provided(root.text) if request.publish else 0
         return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began, records=records)
@@ -132,7 +133,7 @@ class Models:
         began = time.monotonic()
         if isinstance(parse(request.reference), FileReference):
             root, _ = await self._source.add(
-                Path(request.reference.removeprefix("file:")), progress=_from_thread(report, "import")
+                Path(request.reference.removeprefix("file:")), progress=_FromThread(report, "import")
             )
             return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began)
         report(ModelProgress("find"))
@@ -192,13 +193,13 @@ class Models:
         began = time.monotonic()
         held = await self._held(request.reference)
         found = await trio.to_thread.run_sync(
-            lambda: self._library.verify(f"cid:{held.root}", _from_thread(report, "verify"))
+            lambda: self._library.verify(f"cid:{held.root}", _FromThread(report, "verify"))
         )
         await self._source.refresh()
         if found.bad_leaves or found.bad_files:
             raise VerificationFailed(
-                f"{held.name or held.root}: {len(found.bad_leaves)} blocks and {len(found.bad_files)} files are damaged; "
-                f"repair it: octonode models fetch cid:{held.root}"
+                f"{held.name or held.root}: {len(found.bad_leaves)} blocks and {len(found.bad_files)} files are "
+                f"damaged; repair it: octonode models fetch cid:{held.root}"
             )
         note = f"{found.missing_leaves} blocks are not here yet" if found.missing_leaves else ""
         return ModelOutcome(self._facts(held.root), seconds=time.monotonic() - began, note=note)
@@ -208,7 +209,8 @@ class Models:
         before = self._facts(held.root)
         if self._residency.model(held.root) is not None and not force:
             raise OctonodeError(
-                f"{reference} is being served; stop that first: octonode models serve {reference} --stop, or use --force",
+                f"{reference} is being served; stop that first: octonode models serve {reference} --stop, "
+                "or use --force",
                 code="FORBIDDEN",
             )
         self._residency.remove(held.root)
@@ -241,7 +243,7 @@ class Models:
         return await self.publishers()
 
 
-class _from_thread:  # noqa: N801  # reads as the verb it is where it is used
+class _FromThread:
     """A progress callback for a worker thread: shows in the trio thread, and stops the work when that was cancelled."""
 
     def __init__(self, report: Report, stage: str) -> None:

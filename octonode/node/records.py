@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from octonode.metrics import Metrics
+from octonode.metrics import Metrics, Outcome, Role
 from octonode.state import State
 from octonode.tasks.receipts import TaskRecord
 
@@ -26,11 +27,12 @@ class CountedLog:
             return
         self.completed += record.state == "completed"
         self.failed += record.state in ("failed", "rejected")
-        role = "asked" if record.role == "asker" else "served"
+        role: Role = "asked" if record.role == "asker" else "served"
+        outcome = cast("Outcome", record.state)
         seconds = max(0, record.ended_at_ms - record.started_at_ms) / 1000
         self._metrics.task_ended(
-            role, record.state, seconds=seconds, tokens_in=record.tokens_in, tokens_out=record.tokens_out
-        )  # type: ignore[arg-type]
+            role, outcome, seconds=seconds, tokens_in=record.tokens_in, tokens_out=record.tokens_out
+        )
         if record.code:
             self._metrics.refused(record.code)
 

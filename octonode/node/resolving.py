@@ -1,7 +1,7 @@
 """From what a person writes to a model: our own shelf first, then signed manifests that peers show.
 
-A reference with the publisher's key in it proves itself: the manifest must carry that key's signature. So a question may
-go to such a model without trusting its publisher; taking the model in needs trust, and that is `library.accept`'s to say.
+A reference with the publisher's key in it proves itself: the manifest must carry that key's signature. So a question
+may go to such a model without trusting its publisher; taking the model in needs trust, which `library.accept` asks for.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Resolver:
             chosen = _best(parsed.versions, await self.ask_network(publisher, parsed.name))
         if chosen is None:
             raise NotFound(
-                f"nobody reachable knows {reference}: is its publisher, or a node that holds it, online? See: octonode peers",
+                f"nobody reachable knows {reference}: is its publisher, or a node that holds it, online? "
+                "See: octonode peers",
                 code="MODEL_NOT_FOUND",
             )
         self._remembered[reference] = (trio.current_time(), chosen)

@@ -1,4 +1,4 @@
-"""What is held here, as values in memory: for announcements, for hello and for lists, which must not wait for a disk."""
+"""What is held here, as values in memory: announcements, hello and lists must not wait for a disk."""
 
 from __future__ import annotations
 

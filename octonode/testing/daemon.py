@@ -72,6 +72,11 @@ class Daemon:
         return self._ready
 
     @property
+    def started(self) -> bool:
+        """True once the ready line was read."""
+        return self._ready is not None
+
+    @property
     def api(self) -> str:
         return self.ready.api
 
@@ -110,16 +115,17 @@ class Daemon:
         await self._end()
 
     async def start(self, nursery: trio.Nursery, *flags: str) -> None:
-        """Start, or start again after `kill`; returns once the ready line is there. Raises OctonodeError with the log's tail.
+        """Start, or start again after `kill`; returns once the ready line is there.
 
-        `flags` are added to those of the constructor, for this start and later ones.
+        Raises OctonodeError with the log's tail. `flags` are added to those of the constructor, for this start and
+        later ones.
         """
-        self._flags += flags
+        self._flags = (*self._flags, *flags)
         assert not self.running
         self.home.mkdir(parents=True, exist_ok=True)
         self._ready = None
         loopback = ("--api", "127.0.0.1:0", "--p2p", "127.0.0.1:0", "--gateway", "127.0.0.1:0")
-        flags = [
+        listening = [
             part
             for flag, value in zip(loopback[::2], loopback[1::2], strict=True)
             if flag not in self._flags
@@ -127,17 +133,17 @@ class Daemon:
         ]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTONODE_")}
         environ |= {"OCTONODE_HOME": str(self.home), "PYTHONUNBUFFERED": "1", **self._environment}
-        with open(self.home / "stderr.log", "ab") as stderr:
+        with open(self.home / "stderr.log", "ab") as stderr:  # noqa: ASYNC230  # a handle for the child
             self._process = await trio.lowlevel.open_process(
-                [*self._command, "start", "--json", *flags, *self._flags],
+                [*self._command, "start", "--json", *listening, *self._flags],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=environ,
             )  # fmt: skip
         nursery.start_soon(self._read, self._process)
         with trio.move_on_after(READY_TIMEOUT_SECONDS):
             async with self._news:
-                while self._ready is None and self.running:
+                while not self.started and self.running:
                     await self._news.wait()
-        if self._ready is None:
+        if not self.started:
             raise OctonodeError(f"{self.name} did not start (status {self.exit_status}): {self.stderr_tail()}")
 
     async def _read(self, process: trio.Process) -> None:
@@ -200,13 +206,13 @@ class Daemon:
         """SIGTERM and the drain; SIGKILL after 15 s. Returns the exit status."""
         if self._process is None:
             return 0
+        self.send_signal(signal.SIGTERM)
+        with trio.move_on_after(STOP_TIMEOUT_SECONDS, shield=True):
+            await self._process.wait()
+        self.kill()  # does nothing to a process that has ended
         with trio.CancelScope(shield=True):
-            self.send_signal(signal.SIGTERM)
-            with trio.move_on_after(STOP_TIMEOUT_SECONDS) as patience:
-                await self._process.wait()
-            if patience.cancelled_caught:
-                self.kill()
-            return await self._process.wait()
+            await self._process.wait()
+        return int(self._process.returncode or 0)
 
     async def _end(self) -> None:
         await self.stop()

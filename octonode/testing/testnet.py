@@ -1,4 +1,4 @@
-"""A network of real daemons on this machine: node 0 is the bootstrap of the others, every node its own process and identity."""
+"""A network of real daemons on this machine, each its own process and identity; node 0 is the others' bootstrap."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import trio
 
+from octonode.client import AsyncClient
+from octonode.models.formats import SCRIPTED_MAGIC
 from octonode.testing.daemon import Daemon
 
 NODES_MAX = 64
 """About 110 MB of memory a node."""
+SERVING_TIMEOUT_SECONDS = 300.0
 KILL_PERIOD_SECONDS = 10.0
 RESTART_AFTER_SECONDS = 2.0
-
-SCRIPTED_MAGIC = b"octonode scripted model 1\n"
-"""First line of a scripted model file: a model for test networks that needs no weights. See octonode.models.formats."""
 
 
 def write_scripted_model(path: Path, *, seed: int = 0, size_bytes: int = 3 * 1024 * 1024) -> Path:
@@ -60,7 +60,7 @@ class Testnet:
     count: int
     flags: Sequence[str] = ()
     model: str = ""
-    """Reference served by every node but the first; node 1 adds the file first when it is `file:`."""
+    """Served by every node but the first. Of a `file:` node 1 is the publisher, and the others fetch it there."""
     kill_probability: float = 0.0
     """Chance of each node but the first to be killed with -9 in each period of 10 s; it is started again after 2 s."""
     seed: int = 0
@@ -87,6 +87,15 @@ class Testnet:
             node = self._daemon(number, "--bootstrap", first.address)
             self.nodes.append(node)
             await node.start(nursery)
+            if self.model.startswith("file:"):
+                self.model = await self._published(node)
+
+    async def _published(self, node: Daemon) -> str:
+        """The reference under which the others find what `node` serves."""
+        with trio.fail_after(SERVING_TIMEOUT_SECONDS):
+            served = await node.wait_for("model", state="serving")
+        async with AsyncClient.from_home(node.home) as client:
+            return (await client.model(f"cid:{served['root']}")).reference
 
     def _daemon(self, number: int, *flags: str) -> Daemon:
         serve = ("--model", self.model) if self.model and number > 0 else ()

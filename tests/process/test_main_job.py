@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 import trio
+
 from octonode.client import AsyncClient
 from octonode.protocol.receipt import verify_receipt
 from octonode.testing.daemon import Daemon
@@ -28,7 +29,11 @@ def octonode(home: Path, *arguments: str) -> Any:
     """The real command line, with --json."""
     environment = {"OCTONODE_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-m", "octonode.cli.main", *arguments, "--json"], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "octonode.cli.main", *arguments, "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -41,7 +46,7 @@ async def connected_to(node: Daemon, *others: Daemon) -> None:
 
 
 async def fetch_with_a_kill(home: Path, *flags: str) -> tuple[Daemon, int, dict[str, Any]]:
-    """Start B, kill -9 it in the middle of its fetch, start it again. Bytes it had when killed, and the second fetch."""
+    """Start B, kill -9 it in the middle of its fetch, start it again. Bytes it had, and its last event."""
     async with Daemon(home, *flags, name="B") as first:
         with trio.fail_after(STEP_SECONDS):
             while True:
@@ -61,9 +66,14 @@ async def fetch_with_a_kill(home: Path, *flags: str) -> tuple[Daemon, int, dict[
 @pytest.mark.timeout(600)
 async def test_a_question_is_answered_by_processes_that_found_each_other(tmp_path: Path, smollm2: Path) -> None:
     slow = {"OCTONODE_GATEWAY_UPLOAD_BYTES_PER_SECOND_MAX": str(FETCH_BYTES_PER_SECOND)}
-    async with Daemon(tmp_path / "D", name="D") as d, Daemon(tmp_path / "A", "--bootstrap", d.address, name="A", environment=slow) as a:
+    async with (
+        Daemon(tmp_path / "D", name="D") as d,
+        Daemon(tmp_path / "A", "--bootstrap", d.address, name="A", environment=slow) as a,
+    ):
         added = await trio.to_thread.run_sync(
-            lambda: octonode(a.home, "models", "add", str(smollm2), "--name", NAME, "--version", "1.0.0", "--licence", "Apache-2.0")
+            lambda: octonode(
+                a.home, "models", "add", str(smollm2), "--name", NAME, "--version", "1.0.0", "--licence", "Apache-2.0"
+            )
         )
         published = await trio.to_thread.run_sync(lambda: octonode(a.home, "models", "publish", NAME))
         reference, root = f"{a.peer_id}/{NAME}", added["model"]["root"]
