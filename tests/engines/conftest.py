@@ -149,7 +149,7 @@ def settle():  # type: ignore[no-untyped-def]
 
     async def wait(condition: Callable[[], bool]) -> None:
         with trio.fail_after(60):
-            while not condition():  # noqa: ASYNC110 - neither the kernel nor the engine sends an event
+            while not condition():  # neither the kernel nor the engine sends an event
                 await trio.sleep(0.01)
 
     return wait
