@@ -5,15 +5,18 @@ One connection, used under the lock of the model it belongs to; other processes 
 
 from __future__ import annotations
 
+import errno
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from octonode.errors import OctonodeError
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.layout import FileLayout, Layout, Leaf
+from octonode.models.placing import disk_full
 
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_SECONDS: Final = 10.0
@@ -63,6 +66,17 @@ class FileRow:
     mtime_ns: int
 
 
+@contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours: a full disk says so, whatever else says where."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "full" in str(error) or "disk I/O" in str(error):
+            raise disk_full(OSError(errno.ENOSPC, "no space left"), path) from error
+        raise OctonodeError(f"{path}: {error}; is another octonode using it?") from error
+
+
 class Index:
     """Raises OctonodeError (INTERNAL) when the file is damaged or from another version."""
 
@@ -74,7 +88,12 @@ class Index:
     def create(cls, path: Path, layout: Layout, stored: Iterable[str], *, public: bool, now_ms: int) -> Index:
         """A new index of `layout`; `stored` says for each file where its bytes are."""
         index = cls(path)
-        db = index._db
+        with _typed(path):
+            index._fill(layout, stored, public=public, now_ms=now_ms)
+        return index
+
+    def _fill(self, layout: Layout, stored: Iterable[str], *, public: bool, now_ms: int) -> None:
+        db = self._db
         db.executescript(_SCHEMA)
         db.execute("BEGIN")
         count, size = len(layout.leaves), layout.size_bytes
@@ -93,7 +112,6 @@ class Index:
         db.executemany("INSERT INTO leaves VALUES (?,?,?,?,?)", leaves)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
-        return index
 
     @classmethod
     def open(cls, path: Path) -> Index:
@@ -111,6 +129,10 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        with _typed(self._path):
+            self._db.execute(statement, values)
+
     def model(self) -> ModelRow:
         root, size, leaves, created, used, pinned, public, complete = self._db.execute("SELECT * FROM model").fetchone()
         return ModelRow(Cid.parse(root), size, leaves, created, used, bool(pinned), bool(public), bool(complete))
@@ -118,7 +140,7 @@ class Index:
     def set_flags(self, **flags: int) -> None:
         """Set columns of the model's row: pinned, public, complete, last_used_ms."""
         assert flags.keys() <= {"pinned", "public", "complete", "last_used_ms"}
-        self._db.execute(f"UPDATE model SET {', '.join(f'{name} = ?' for name in flags)}", tuple(flags.values()))
+        self._write(f"UPDATE model SET {', '.join(f'{name} = ?' for name in flags)}", tuple(flags.values()))
 
     def files(self) -> tuple[FileRow, ...]:
         rows = self._db.execute(
@@ -131,13 +153,13 @@ class Index:
         )
 
     def set_guard(self, number: int, inode: int, mtime_ns: int) -> None:
-        self._db.execute("UPDATE files SET inode = ?, mtime_ns = ? WHERE number = ?", (inode, mtime_ns, number))
+        self._write("UPDATE files SET inode = ?, mtime_ns = ? WHERE number = ?", (inode, mtime_ns, number))
 
     def set_stored(self, number: int, stored: str) -> None:
-        self._db.execute("UPDATE files SET stored = ? WHERE number = ?", (stored, number))
+        self._write("UPDATE files SET stored = ? WHERE number = ?", (stored, number))
 
     def add_node(self, cid: Cid, block: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?,?)", (cid.v1.raw, block))
+        self._write("INSERT OR REPLACE INTO nodes VALUES (?,?)", (cid.v1.raw, block))
 
     def node(self, cid: Cid) -> bytes | None:
         row = self._db.execute("SELECT block FROM nodes WHERE cid = ?", (cid.v1.raw,)).fetchone()

@@ -298,6 +298,9 @@ class Library:
     def remove(self, reference: str, *, force: bool = False, other_holders: int | None = None) -> int:
         """Remove from the store; the bytes freed. Raises Refused for a pinned model, and for the last known copy
         (`other_holders` 0), unless `force`."""
+        parsed = parse(reference)
+        if isinstance(parsed, RootReference) and other_holders != 0:
+            return self.store.remove(parsed.cid, force=force)  # also where its index is damaged
         entry = self.show(reference)
         if other_holders == 0 and not force:
             raise Refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import threading
@@ -20,6 +21,8 @@ from octonode.models.held import BITMAP, DATA, INDEX, HeldModel
 from octonode.models.index import Index
 from octonode.models.manifest import safe_path
 from octonode.models.placing import Placement, check_free, disk_full, fsync_directory, place, preallocate
+
+log = logging.getLogger(__name__)
 
 MODELS_MAX: Final = 4096
 DEFAULT_FILE_NAME: Final = "model"
@@ -48,6 +51,7 @@ class ModelStore:
         self._disk_bytes_max = disk_bytes_max
         self._now_ms = now_ms
         self._open: dict[Cid, tuple[int, HeldModel]] = {}
+        self._told: set[Cid] = set()
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -101,7 +105,19 @@ class ModelStore:
         return model
 
     def held(self) -> list[HeldModel]:
-        return [model for root in self.roots() if (model := self.get(root)) is not None]
+        """All models but the damaged ones, which are told of in the log."""
+        found = []
+        for root in self.roots():
+            try:
+                model = self.get(root)
+            except OctonodeError as error:
+                if root not in self._told:
+                    log.warning("%s: %s", root, error.message)
+                    self._told.add(root)
+                continue
+            if model is not None:
+                found.append(model)
+        return found
 
     @property
     def disk_bytes(self) -> int:
@@ -294,14 +310,19 @@ class ModelStore:
 
     def remove(self, root: Cid, *, force: bool = False) -> int:
         """Remove a model; the bytes it took. Raises NotFound, or Refused (FORBIDDEN) when it is pinned."""
-        model = self.require(root)
-        row = model.row
-        if row.pinned and not force:
+        directory = self.directory / root.v1.text
+        try:
+            row = self.require(root).row
+        except NotFound:
+            raise
+        except OctonodeError:  # damaged: removing it is what there is to do
+            row = None
+        if row is not None and row.pinned and not force:
             raise Refused(f"{root} is pinned; unpin it, or remove it with --force", code="FORBIDDEN")
         with self._lock:
             doomed = self.directory / f"{_NEW}{os.getpid()}-rm-{root.v1.text}"
-            model.directory.rename(doomed)
+            directory.rename(doomed)
             self._open.pop(root.v1, None)
         fsync_directory(self.directory)
         shutil.rmtree(doomed, ignore_errors=True)
-        return row.size_bytes
+        return row.size_bytes if row is not None else 0

@@ -126,7 +126,9 @@ class LeafWriter:
         if own.stat().st_size < file.size_bytes:
             with open(own, "r+b") as opened:
                 preallocate(opened.fileno(), file.size_bytes)
-        with model.lock:
-            model.index.set_guard(file.number, 0, 0)
-            model.index.set_stored(file.number, str(own.relative_to(model.directory / DATA)))
-        model.refresh()
+        stored = str(own.relative_to(model.directory / DATA))
+        if file.inode or stored != file.stored:
+            with model.lock:
+                model.index.set_guard(file.number, 0, 0)
+                model.index.set_stored(file.number, stored)
+            model.refresh()
