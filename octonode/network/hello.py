@@ -183,9 +183,9 @@ class Hello:
         try:
             await frames.send_frame(payload, timeout_seconds)
             await frames.finish()
-            answer = decode_answer(await frames.receive_frame(timeout_seconds))
-            await frames.finish()
-            return answer
+            data = await frames.receive_frame(timeout_seconds)
+            await frames.end()
+            return decode_answer(data)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await frames.reset()

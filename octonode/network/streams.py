@@ -47,6 +47,20 @@ class FrameStream:
             raise Unreachable(f"{self.peer_id} was silent for {timeout_seconds:g} s", code="DEADLINE")
         return self._frames.popleft()
 
+    async def end(self, timeout_seconds: float = 1.0) -> None:
+        """We have all we wanted: finish, and read to the peer's end, for only then the stream gives its slot back.
+
+        A peer that does not end within the time, or goes on sending, has the stream reset. Raises nothing.
+        """
+        with trio.move_on_after(timeout_seconds):
+            try:
+                await self.stream.finish()
+                if not self._frames and not self._decoder.pending_bytes and not await self.stream.receive():
+                    return
+            except Unreachable:  # a reset by the peer is an end too
+                return
+        await self.stream.reset()
+
     async def finish(self) -> None:
         await self.stream.finish()
 
