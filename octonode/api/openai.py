@@ -206,6 +206,7 @@ class _Answering:
             verified=end.verified,
             reason=end.reason,
             receipt=end.receipt or b"",
+            request=end.request if self._request.request else b"",
             request_header=end.request_header,
             attempts=max(1, self._attempts),
             first_token_ms=round(end.first_token_seconds * 1000, 3),

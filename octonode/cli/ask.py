@@ -138,13 +138,13 @@ def send(
 ) -> None:
     """Send one signed TASK_REQUEST and show its task id, its answer and its receipt."""
     with a_node() as client:
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer}
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer, "request": True}
         answer = ask(client, model, prompt or sys.stdin.read(), options, echo=False)
         facts = answer.facts
         assert facts is not None
         receipt = client.receipt(facts.task)
     if out is not None:
-        save_receipt(out, request=receipt.request_header, receipt=receipt.receipt)
+        save_receipt(out, request=facts.request, receipt=receipt.receipt)
     proof = "verified" if facts.verified else f"NOT verified: {facts.reason}"
     lines = [
         f"task      {facts.task}",

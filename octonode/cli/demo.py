@@ -159,7 +159,7 @@ async def _ask(c: Daemon, model: str, question: str, max_tokens: int) -> tuple[A
     begun = time.perf_counter()
     first = 0.0
     async with AsyncClient.from_home(c.home) as client:
-        options = {"max_tokens": max_tokens, "temperature": 0}
+        options = {"max_tokens": max_tokens, "temperature": 0, "request": True}
         async with client.chat(model, [{"role": "user", "content": question}], **options) as stream:
             async for text in stream:
                 first = first or time.perf_counter() - begun
@@ -173,14 +173,17 @@ async def _receipt(c: Daemon, answer: Answer, out: Path) -> dict[str, Any]:
     import hashlib
 
     from octonode.client import AsyncClient
+    from octonode.protocol.codec import unpack
+    from octonode.protocol.limits import DEFAULT_LIMITS
     from octonode.protocol.receipt import verify_receipt
 
     assert answer.facts is not None
     async with AsyncClient.from_home(c.home) as client:
         stored = await client.receipt(answer.facts.task)
-    save_receipt(out / "demo", request=stored.request_header, receipt=stored.receipt)
+    save_receipt(out / "demo", request=answer.facts.request, receipt=stored.receipt)
     receipt = verify_receipt((out / "demo" / "receipt.bin").read_bytes())
-    request_sha256 = hashlib.sha256((out / "demo" / "request.bin").read_bytes()).digest()
+    header, _, _ = unpack((out / "demo" / "request.bin").read_bytes(), DEFAULT_LIMITS)
+    request_sha256 = hashlib.sha256(header).digest()
     good = stored.verified and answer.facts.verified and receipt.request == request_sha256
     if not good:
         raise OctonodeError(f"the receipt does not verify: {answer.facts.reason}", code="VERIFICATION_FAILED")

@@ -91,6 +91,8 @@ class Answered:
     """Why it is not verified."""
     receipt: bytes | None = None
     """dag-cbor bytes as signed, protocols/receipt.md; None when the provider sent none."""
+    request: bytes = b""
+    """Our signed request as it was sent: `[header, signature, body]`, with the prompt in it. Never kept."""
     request_header: bytes = b""
     """Header of our signed request, the bytes that the receipt's request hash is about."""
     task: TaskId = NO_TASK

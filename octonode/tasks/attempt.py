@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 INLINE_SEND_BYTES = 64 * 1024
 """A larger request is written beside the reading, so that neither end waits for the other."""
+PIECES_PER_TOKEN_MAX = 4
+CHARACTERS_PER_TOKEN_MAX = 256
+"""An answer longer than this for its max_tokens is not one: its provider is left."""
 DRAIN_SECONDS = 2.0
 RESET_SECONDS = 1.0
 
@@ -58,6 +61,9 @@ class RemoteAttempt:
         self._conversation = conversation
         self._stream: Stream | None = None
         self._sent_whole = False
+        self._pieces_max = ask.max_tokens * PIECES_PER_TOKEN_MAX + PIECES_PER_TOKEN_MAX
+        self._characters_max = ask.max_tokens * CHARACTERS_PER_TOKEN_MAX + CHARACTERS_PER_TOKEN_MAX
+        self._characters = 0
         self.received: list[str] = []
         """Pieces of the answer so far."""
         self.verification: Verification | None = None
@@ -146,6 +152,9 @@ class RemoteAttempt:
             waiting.deadline = math.inf
             self._inbox.put(Pieces(update.pieces, len(self.received)))
             self.received += update.pieces
+            self._characters += sum(map(len, update.pieces))
+            if len(self.received) > self._pieces_max or self._characters > self._characters_max:
+                raise OctonodeError(f"{self.provider} sent more than was asked for", code="BAD_MESSAGE")
             self.verification.pieces(update.pieces)
         elif not self.received:
             self._inbox.put(Progress(self.provider, update.stage, update.done, update.total))
@@ -167,6 +176,7 @@ class RemoteAttempt:
             verified=not verification.reason,
             reason=verification.reason,
             receipt=response.receipt or None,
+            request=self._exchange.request_payload,
             request_header=self._exchange.request_header,
             task=self._exchange.task,
             pieces_total=len(self.received),

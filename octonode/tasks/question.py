@@ -11,7 +11,6 @@ import trio
 from octonode.errors import NotFound, OctonodeError
 from octonode.ids import TaskId
 from octonode.protocol.exchange import Exchange
-from octonode.protocol.receipt import verify_receipt
 from octonode.tasks.asking import NO_TASK, Answered, Ask, Attempt, Candidate, Pieces, Progress, ProviderLost
 from octonode.tasks.chat import generate_request, parameters_of, task_request
 from octonode.tasks.faults import told
@@ -47,8 +46,10 @@ class Question:
     async def drive(self) -> None:
         error: OctonodeError | None = None
         try:
-            with self.scope:
+            with self.scope, trio.move_on_after(self._ask.deadline_seconds) as deadline:
                 error = await self._through_the_candidates()
+            if deadline.cancelled_caught:
+                error = OctonodeError("the question expired before it was answered; give it more time", code="DEADLINE")
         except Exception as bug:
             error = told(bug)
             if error is None:
@@ -157,17 +158,12 @@ class Question:
         made = Generation(order, resident=home.resident, slots=home.slots, now_ms=home.now_ms)
         sink = _LocalSink(self)
         try:
-            with trio.move_on_after(ask.deadline_seconds) as scope_:
-                await made.work(sink)
+            await made.work(sink)
         except Exception as fault:
             error = told(fault)
             if error is None:
                 raise
             return self._local_loss(error, sink)
-        if scope_.cancelled_caught:
-            return OctonodeError("the question expired before it was answered", code="DEADLINE")
-        receipt = made.receipt(home.signer)
-        verify_receipt(receipt)
         return Answered(
             finish_reason=made.finish_reason,
             tokens_in=made.tokens_in,
@@ -175,7 +171,8 @@ class Question:
             provider=home.us,
             local=True,
             verified=True,
-            receipt=receipt,
+            receipt=made.receipt(home.signer),
+            request=exchange.request_payload,
             request_header=exchange.request_header,
             task=exchange.task,
             pieces_total=made.transcript.count,

@@ -40,6 +40,8 @@ class AnswerFacts:
     """Why it is not verified."""
     receipt: bytes = b""
     """dag-cbor bytes as signed, base64 in JSON; empty when there is none."""
+    request: bytes = b""
+    """Our signed request as sent, base64 in JSON, for protocols/receipt.md; only where `octonode.request` was set."""
     request_header: bytes = b""
     """Header of our signed request: the receipt's request hash is its sha256."""
     attempts: int = 1

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 from octonode.api.schema.answers import AnswerFacts
+from octonode.api.schema.chat import OURS
 from octonode.api.schema.facts import (
     CandidateFacts,
     Finding,
@@ -183,9 +184,9 @@ class Calls:
 
     @staticmethod
     def chat(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call[Answer]:
-        """`options` are fields of the request body, `peer` and `explain` aside, which are ours."""
-        ours = {name: options[name] for name in ("peer", "explain") if options.get(name)}
-        rest = {name: value for name, value in options.items() if name not in ("peer", "explain") and value is not None}
+        """`options` are fields of the request body; those of `chat.OURS` go into its `octonode` object."""
+        ours = {name: options[name] for name in OURS if options.get(name)}
+        rest = {name: value for name, value in options.items() if name not in OURS and value is not None}
         body = {"model": model, "messages": list(messages), **rest, **({"octonode": ours} if ours else {})}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return Call("POST", "/v1/chat/completions", lambda _: Answer(), body)

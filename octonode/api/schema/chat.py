@@ -34,6 +34,8 @@ READ = frozenset(
         *("stream", "stream_options", "privacy_level", "octonode"),
     }
 )
+OURS = ("peer", "explain", "request")
+"""Fields of the `octonode` object."""
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
@@ -79,6 +81,8 @@ class ChatRequest:
     privacy: PrivacyLevel = "public"
     peer: str = ""
     """Ask this peer alone (octonode extension)."""
+    request: bool = False
+    """Put the signed request, as it was sent, beside the receipt (octonode extension)."""
     explain: bool = False
     """Say in the answer who else was considered and why not (octonode extension)."""
 
@@ -91,8 +95,8 @@ def parse_chat(body: Any, privacy_header: str | None = None) -> ChatRequest:
     options = _object(body, "stream_options")
     ours = _object(body, "octonode")
     for name in ours:
-        if name not in ("peer", "explain"):
-            raise bad_request(f"octonode has no field {str(name)[:64]!r}; known are peer, explain", "octonode")
+        if name not in OURS:
+            raise bad_request(f"octonode has no field {str(name)[:64]!r}; known are {', '.join(OURS)}", "octonode")
     return ChatRequest(
         model=_model(body),
         messages=_messages(body.get("messages")),
@@ -105,6 +109,7 @@ def parse_chat(body: Any, privacy_header: str | None = None) -> ChatRequest:
         include_usage=_flag(options, "include_usage"),
         privacy=privacy_level(body.get("privacy_level"), privacy_header),
         peer=_text_of(ours, "peer", "octonode.peer"),
+        request=_flag(ours, "request", "octonode.request"),
         explain=_flag(ours, "explain", "octonode.explain"),
     )
 
