@@ -127,7 +127,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     database = open_database(path)
     database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(ConfigError, match="version 99 .* newer"):
+    with pytest.raises(ConfigError, match=r"version 99 .* newer"):
         open_database(path)
 
 

@@ -47,7 +47,8 @@ class Run:
         self.life = Task()
         self.pieces: list[str] = []
         self.pushed_at = 0.0
-        """Loop time of the latest `emit`, from which a writer tells the loop's lag."""
+        """Loop time of the first `emit` that no writer has taken yet: from it a writer tells the loop's lag."""
+        self.waiting = False
         self.stage, self.done, self.total = "submitted", 0, 0
         self.stage_changes = 0
         self.terminal: TaskResponse | ErrorReport | None = None
@@ -104,7 +105,8 @@ class Run:
     async def emit(self, pieces: tuple[str, ...]) -> None:
         self.pieces.extend(pieces)
         self.stage = "decode"
-        self.pushed_at = trio.current_time()
+        if not self.waiting:
+            self.waiting, self.pushed_at = True, trio.current_time()
         self.news.unpark_all()
         while self.delivered and len(self.pieces) - min(self.delivered.values()) > UNDELIVERED_PIECES_MAX:
             await self._room.park()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from octonode.identity import Signer
-from octonode.network.host import Stream
+from octonode.network.host import Stream, StreamReset
 from octonode.protocol.exchange import Exchange
 from octonode.protocol.messages import ErrorReport, Message, StatusUpdate, TaskResponse
 from octonode.protocol.states import State
@@ -29,7 +29,7 @@ class SlowReader(Exception):
 
 
 def coalescing_seconds(lag_seconds: float) -> float:
-    """How long a writer that was woken `lag_seconds` late collects before it writes: as long again, within bounds.
+    """How long a writer that is `lag_seconds` late, or wrote for as long, collects before it writes: as long again.
 
     On an idle loop that is nothing; on a loaded one frames grow fewer and larger.
     """
@@ -49,6 +49,8 @@ class Writer:
         self._now_ms = now_ms
         self._heartbeat_seconds = exchange.limits.heartbeat_ms / 1000
         self._wrote_at = trio.current_time()
+        self._write_seconds = 0.0
+        """What the last write took: on a loaded loop mostly the turns of others."""
         self._stage_seen = 0
         self._checkpoint_pieces = 0
         self._checkpoint_at_ms = 0
@@ -79,9 +81,11 @@ class Writer:
         run, exchange = self._run, self._exchange
         first = exchange.pieces
         if first:
-            wait_seconds = coalescing_seconds(trio.current_time() - run.pushed_at)
+            lag_seconds = trio.current_time() - run.pushed_at if run.waiting else 0.0
+            wait_seconds = coalescing_seconds(max(lag_seconds, self._write_seconds))
             if wait_seconds and run.terminal is None:
                 await trio.sleep(wait_seconds)
+        run.waiting = False
         pieces = _portion(run.pieces, first)
         now_ms = self._now_ms()
         await self._send(
@@ -106,12 +110,16 @@ class Writer:
 
     async def _send(self, message: Message) -> None:
         exchange = self._exchange
+        if exchange.fault is not None:
+            raise StreamReset("the asker broke a rule; what comes next is the reader's to say")
         data = exchange.send(message, self._now_ms())
+        began_at = trio.current_time()
         with trio.move_on_after(WRITE_SECONDS_MAX) as scope:
             await self._stream.send(data)
         if scope.cancelled_caught:
             raise SlowReader
         self._wrote_at = trio.current_time()
+        self._write_seconds = self._wrote_at - began_at
         self._run.wrote(id(self), exchange.pieces)
 
     def _last(self, terminal: TaskResponse | ErrorReport) -> Message:

@@ -1,83 +1,21 @@
-"""A provider and what strangers do to it: cancels, stalls, forgeries, replays, floods; and how it leaves."""
+"""A provider at work: frames, cancels, slow readers, requests that come again, cold models."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock as Clock
 
-from octonode.config import TasksConfig
 from octonode.errors import OctonodeError
-from octonode.identity import NodeKey
-from octonode.ids import AGENT_PROTOCOL
-from octonode.network.host import Stream, StreamReset
-from octonode.protocol.exchange import Exchange
-from octonode.protocol.messages import ErrorReport, Message, StatusUpdate, TaskRequest, TaskResponse
+from octonode.network.host import StreamReset
+from octonode.protocol.messages import StatusUpdate, TaskRequest, TaskResponse
 from octonode.protocol.receipt import verify_receipt
-from octonode.tasks.chat import task_request
 from octonode.tasks.dispatcher import Pieces, Progress
-from octonode.tasks.slots import new_id
-from octonode.testing.engine import TwinEngine
-from tests.tasks.nodes import EPOCH_MS, ROOT, Node, answer_of, ask, events_of, nodes, now_ms, text_of
-
-
-class Caller:
-    """An asker with its own hands on the stream."""
-
-    def __init__(self, stream: Stream, exchange: Exchange) -> None:
-        self.stream = stream
-        self.exchange = exchange
-        self.messages: list[Message] = []
-
-    async def send(self, message: Message, **options: object) -> None:
-        await self.stream.send(self.exchange.send(message, now_ms(), **options))  # type: ignore[arg-type]
-
-    async def until(self, done: Callable[[Message], bool] = lambda message: False) -> Message:
-        """Reads to the message that is `done`, or to the terminal frame."""
-        while not self.exchange.closed:
-            data = await self.stream.receive()
-            if not data:
-                self.exchange.receive_end(now_ms())
-            for event in self.exchange.receive(data, now_ms()):
-                self.messages.append(event.message)
-                if done(event.message):
-                    return event.message
-        return self.messages[-1]
-
-    async def error(self) -> ErrorReport:
-        last = await self.until()
-        assert isinstance(last, ErrorReport), last
-        return last
-
-    @property
-    def text(self) -> str:
-        return "".join(piece for m in self.messages if isinstance(m, StatusUpdate) for piece in m.pieces)
-
-
-async def call(asker: Node, provider: Node, key: NodeKey | None = None) -> Caller:
-    stream = await asker.host.open(provider.peer, AGENT_PROTOCOL)
-    return Caller(stream, Exchange("asker", key or asker.key, provider.peer, new_id=new_id))
-
-
-def request(**changes: object) -> TaskRequest:
-    return replace(task_request(ask(), ""), **changes)  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def pair(home: Path, settings: TasksConfig | None = None) -> AsyncIterator[tuple[Node, Node, TwinEngine]]:
-    async with nodes(home, 2, settings) as (asker, provider):
-        yield asker, provider, await provider.serve()
-
-
-def has_pieces(message: Message) -> bool:
-    return isinstance(message, StatusUpdate) and bool(message.pieces)
+from tests.tasks.callers import call, has_pieces, pair, read_all, request
+from tests.tasks.nodes import ROOT, answer_of, ask, events_of, nodes, now_ms, text_of
 
 
 async def test_frames_carry_heartbeats_checkpoints_and_a_receipt(tmp_path: Path, autojump_clock: Clock) -> None:
@@ -219,54 +157,6 @@ async def test_a_consumer_that_stops_ends_its_question_with_slow_reader(tmp_path
         assert engine.canceled == 1
 
 
-async def read_all(stream: Stream) -> bytes:
-    data = b""
-    while chunk := await stream.receive():
-        data += chunk
-    return data
-
-
-async def refused(asker: Node, provider: Node, data: bytes) -> str:
-    """The code that the provider answers these bytes with; empty when it just ends the stream."""
-    stream = await asker.host.open(provider.peer, AGENT_PROTOCOL)
-    await stream.send(data)
-    buffer = b""
-    with contextlib.suppress(StreamReset):
-        buffer = await read_all(stream)
-    await stream.reset()
-    for code in ("MISADDRESSED", "EXPIRED", "CLOCK_SKEW", "BAD_SIGNATURE", "REPLAY", "TOO_LARGE", "BAD_MESSAGE"):
-        if code.encode() in buffer:
-            return code
-    return ""
-
-
-async def test_forged_and_stale_requests_are_refused_and_reach_no_engine(tmp_path: Path, autojump_clock: Clock) -> None:
-    async with pair(tmp_path) as (asker, provider, engine):
-        mallory = NodeKey(b"m" * 32)
-
-        def sealed(key: NodeKey = asker.key, to: Node = provider, at_ms: int = 0, left_ms: int = 60_000) -> bytes:
-            exchange = Exchange("asker", key, to.peer, new_id=new_id)
-            sent_ms = now_ms() + at_ms
-            return exchange.send(request(), sent_ms, expires_at_ms=sent_ms + left_ms)
-
-        good = sealed()
-        unsigned = sealed()
-        signature_at = unsigned.index(b"\xc4\x40") + 2
-        broken = unsigned[:signature_at] + bytes(64) + unsigned[signature_at + 64 :]
-        assert await refused(asker, provider, broken) == "BAD_SIGNATURE"
-        assert await refused(asker, provider, sealed(key=mallory)) == "MISADDRESSED"
-        assert await refused(asker, provider, sealed(to=asker)) == "MISADDRESSED"
-        assert await refused(asker, provider, sealed(at_ms=-30_000, left_ms=1000)) == "EXPIRED"
-        assert await refused(asker, provider, sealed(left_ms=7_200_000)) == "EXPIRED"
-        assert await refused(asker, provider, sealed(at_ms=3_600_000)) == "CLOCK_SKEW"
-        assert await refused(asker, provider, b"\x05junk!" * 10) in ("BAD_MESSAGE", "")
-        assert await refused(asker, provider, b"\xff\xff\xff\xff\x0f") in ("TOO_LARGE", "BAD_MESSAGE", "")
-        assert not engine.requests
-        assert provider.provider.open == 0
-        await refused(asker, provider, good)
-        assert len(engine.requests) == 1
-
-
 async def test_the_same_request_again_joins_its_task_and_does_not_run_twice(
     tmp_path: Path, autojump_clock: Clock
 ) -> None:
@@ -324,91 +214,6 @@ async def test_a_model_that_is_not_here_and_a_skill_and_a_privacy_that_are_not(
         assert not engine.requests
         states = {t.state for t in await provider.state.tasks()}
         assert states == {"rejected", "failed"}
-
-
-async def test_a_full_house_refuses_with_a_time_to_come_back(tmp_path: Path, autojump_clock: Clock) -> None:
-    async with pair(tmp_path, TasksConfig(queue_max=2)) as (asker, provider, engine):
-        engine.script.hang_at = 0
-        callers = []
-        for _ in range(engine.facts.parallel + 2):
-            callers.append(await call(asker, provider))
-            await callers[-1].send(request())
-        late = await call(asker, provider)
-        await trio.sleep(0.5)
-        await late.send(request())
-        error = await late.error()
-        assert error.code == "OVERLOADED"
-        assert error.retry_after_ms > 0
-        assert engine.most_running == engine.facts.parallel
-        waiting = await callers[-1].until(lambda m: isinstance(m, StatusUpdate) and m.stage == "queued")
-        assert isinstance(waiting, StatusUpdate)
-        assert waiting.done == 2
-
-
-async def test_a_flood_meets_the_rate_and_is_told_when_to_come_back(tmp_path: Path, autojump_clock: Clock) -> None:
-    settings = TasksConfig(requests_per_second_known=1.0, requests_burst_known=3)
-    async with pair(tmp_path, settings) as (asker, provider, engine):
-        codes = []
-        for _ in range(5):
-            caller = await call(asker, provider)
-            await caller.send(request())
-            last = await caller.until()
-            codes.append(last.code if isinstance(last, ErrorReport) else "")
-        assert codes == ["", "", "", "RATE_LIMITED", "RATE_LIMITED"]
-        assert isinstance(last, ErrorReport)
-        assert 0 < last.retry_after_ms <= 1001
-        await trio.sleep(last.retry_after_ms / 1000)
-        caller = await call(asker, provider)
-        await caller.send(request())
-        assert isinstance(await caller.until(), TaskResponse)
-        assert len(engine.requests) == 4
-
-
-async def test_a_leaving_provider_refuses_new_tasks_and_finishes_the_open_ones(
-    tmp_path: Path, autojump_clock: Clock
-) -> None:
-    async with pair(tmp_path) as (asker, provider, engine):
-        engine.script.answer_tokens, engine.script.seconds_per_token = 20, 0.1
-        running = await call(asker, provider)
-        await running.send(request())
-        await running.until(has_pieces)
-        done: list[bool] = []
-        async with trio.open_nursery() as nursery:
-
-            async def drain() -> None:
-                done.append(await provider.provider.drain(30))
-
-            nursery.start_soon(drain)
-            await trio.sleep(0.1)
-            late = await call(asker, provider)
-            await late.send(request())
-            error = await late.error()
-            assert (error.code, error.retry_after_ms > 0) == ("LEAVING", True)
-            assert isinstance(await running.until(), TaskResponse)
-        assert done == [True]
-
-
-async def test_a_drain_cuts_what_outlasts_its_deadline(tmp_path: Path, autojump_clock: Clock) -> None:
-    async with pair(tmp_path) as (asker, provider, engine):
-        engine.script.hang_at = 2
-        running = await call(asker, provider)
-        await running.send(request())
-        await running.until(has_pieces)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(provider.provider.drain, 5)
-            assert (await running.error()).code == "LEAVING"
-        assert engine.canceled == 1
-        assert provider.provider.open == 0
-
-
-async def test_a_task_that_outlives_its_expiry_ends_with_deadline(tmp_path: Path, autojump_clock: Clock) -> None:
-    async with pair(tmp_path) as (asker, provider, engine):
-        engine.script.hang_at = 2
-        caller = await call(asker, provider)
-        await caller.send(request(), expires_at_ms=now_ms() + 5000)
-        assert (await caller.error()).code == "DEADLINE"
-        assert now_ms() - EPOCH_MS < 6500
-        assert engine.canceled == 1
 
 
 async def test_a_cold_model_is_loaded_with_progress_to_the_asker(tmp_path: Path, autojump_clock: Clock) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock as Clock
 
+from octonode.errors import OctonodeError
 from octonode.identity import NodeKey
 from octonode.ids import AGENT_PROTOCOL
 from octonode.network.host import Stream
@@ -17,7 +19,7 @@ from octonode.protocol.messages import StatusUpdate, TaskResponse
 from octonode.protocol.receipt import EngineFingerprint, Price, Receipt, Times, sign_receipt
 from octonode.protocol.replay import ReplayWindow
 from octonode.protocol.transcript import Transcript, sign_checkpoint
-from octonode.tasks.dispatcher import Answered
+from octonode.tasks.dispatcher import Answered, ProviderLost
 from octonode.tasks.slots import new_id
 from tests.tasks.nodes import ROOT, Node, answer_of, ask, events_of, nodes, now_ms, text_of
 
@@ -186,3 +188,35 @@ async def test_more_tokens_than_were_asked_for_are_caught(tmp_path: Path, autoju
     )
     assert not answered.verified
     assert "tokens_out" in answered.reason
+
+
+async def test_an_answer_without_end_is_left(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with nodes(tmp_path, 2) as (asker, liar):
+
+        async def pour(stream: Stream) -> None:
+            exchange = Exchange("provider", liar.key, stream.peer_id, new_id=new_id, replay=ReplayWindow())
+            while exchange.request is None:
+                exchange.receive(await stream.receive(), now_ms())
+            while True:
+                update = StatusUpdate(first_piece=exchange.pieces, pieces=("x" * 1000,) * 20)
+                await stream.send(exchange.send(update, now_ms()))
+
+        liar.host.handle(AGENT_PROTOCOL, pour)
+        asker.book.at_hand = [liar.announcement()]
+        with pytest.raises(ProviderLost, match="more than was asked for") as caught:
+            await events_of(asker, ask(max_tokens=100))
+        assert len(caught.value.received) < 1000
+
+
+async def test_heartbeats_without_end_do_not_outlast_the_question(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with nodes(tmp_path, 2) as (asker, provider):
+        engine = await provider.serve()
+        engine.script.hang_at = 2
+        asker.book.at_hand = [provider.announcement()]
+        started = trio.current_time()
+        with pytest.raises(OctonodeError) as caught:
+            await events_of(asker, ask(deadline_seconds=50))
+        assert caught.value.code in ("DEADLINE", "PROVIDER_LOST")  # whose clock struck first
+        assert trio.current_time() - started == pytest.approx(50, abs=1)
+        await trio.sleep(3)
+        assert engine.canceled == 1
