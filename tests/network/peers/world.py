@@ -14,7 +14,7 @@ from octonode.config import NetworkConfig
 from octonode.identity import NodeKey, Signer
 from octonode.ids import PeerId
 from octonode.network.announcer import Announcer
-from octonode.network.clock import Chance
+from octonode.network.clock import Chance, NowMs
 from octonode.network.dialback import Probe
 from octonode.network.discovery import Discovery
 from octonode.network.hello import Hello, Manifests
@@ -82,6 +82,7 @@ class Peers:
         limits: HelloLimits | None = None,
         probe: Probe,
         sequence: Sequence,
+        now_ms: NowMs = now_ms,
     ) -> None:
         host = network.host
         self.book = Peerbook(host.peer_id, settings.peerbook_peers_max)
