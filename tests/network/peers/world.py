@@ -152,6 +152,7 @@ class World:
     nursery: trio.Nursery
     memory: MemoryNetwork = field(default_factory=MemoryNetwork)
     numbers: dict[str, Numbers] = field(default_factory=dict)
+    random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def make(
         self, name: str, *, ip: str = "127.0.0.1", limits: HelloLimits | None = None, facts: NodeFacts | None = None,
