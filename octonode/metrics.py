@@ -39,7 +39,7 @@ class Metrics:
             disable_created_metrics,
         )
 
-        disable_created_metrics()  # a time of birth for each series would double them
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of birth for each series would double them
         r = self.registry = CollectorRegistry()
         ProcessCollector(registry=r)  # memory, CPU seconds, open files: read from /proc at each scrape
         self.build = Info("octonode_build", "Version of this node", registry=r)
