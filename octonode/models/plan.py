@@ -20,6 +20,8 @@ ASKED_AT_MOST: Final = 2
 
 
 class FetchPlan:
+    """What is missing, what was asked of whom, and what each source has. `have` is what is held at the start."""
+
     def __init__(self, layout: Layout, have: int, rng: random.Random) -> None:
         self._leaves = layout.leaves
         self._everything = bitmap.full(len(layout.leaves))
