@@ -26,6 +26,7 @@ from octonode.network.libp2p.library import (
     ADDRESSES_PER_PEER_MAX,
     HANDSHAKE_SECONDS,
     build_library_host,
+    dialable_place,
     parse_dial_address,
     to_library_id,
     to_peer_id,
@@ -199,11 +200,8 @@ class Libp2pHost:
         except Exception:
             heard = []
         for address in heard:
-            try:
-                place = parse_dial_address(f"{str(address).split('/p2p/')[0]}/p2p/{to_peer_id(peer)}")[0]
-            except ValueError:
-                continue
-            if place not in known:
+            place = dialable_place(address)
+            if place is not None and place not in known:
                 known.append(place)
         return known
 

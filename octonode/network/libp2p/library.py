@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -29,6 +30,8 @@ from octonode.ids import PeerId, public_key_from_peer_id
 ADDRESSES_PER_PEER_MAX = 16
 HANDSHAKE_SECONDS = 10.0
 NEGOTIATION_SECONDS = 10.0
+IDS_CACHED = 4096
+DIALLED_HOSTS = ("ip4", "ip6", "dns", "dns4", "dns6")
 _NEVER_SECONDS = 10.0 * 365 * 86400
 
 SecuredHook = Callable[[Any], Any]
@@ -127,6 +130,7 @@ def to_library_id(peer_id: PeerId) -> ID:
     return ID.from_base58(peer_id)
 
 
+@lru_cache(maxsize=IDS_CACHED)
 def to_peer_id(library_id: ID) -> PeerId:
     return PeerId(library_id.to_base58())
 
@@ -139,8 +143,25 @@ def parse_dial_address(address: str) -> tuple[Multiaddr, PeerId]:
         names = [protocol.name for protocol in Multiaddr(address).protocols()]
     except Exception as error:
         raise ValueError(f"{address!r} is not a multiaddr: {error}") from None
-    if len(names) != 3 or names[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or names[1:] != ["tcp", "p2p"]:
+    if len(names) != 3 or names[0] not in DIALLED_HOSTS or names[1:] != ["tcp", "p2p"]:
         raise ValueError(f"{address!r} is not /ip4/IP/tcp/PORT/p2p/ID (or ip6, dns4, dns6); nothing else is dialled")
     place, _, peer_id = address.rpartition("/p2p/")
     public_key_from_peer_id(peer_id)
     return Multiaddr(place), PeerId(peer_id)
+
+
+def dialable_place(address: Multiaddr) -> Multiaddr | None:
+    """The tcp address inside what a peer says of itself, without /p2p; None for what we do not dial."""
+    return _dialable_place(bytes(address.to_bytes()))
+
+
+@lru_cache(maxsize=IDS_CACHED)
+def _dialable_place(address: bytes) -> Multiaddr | None:
+    try:
+        place = str(Multiaddr(address)).partition("/p2p/")[0]
+        names = [protocol.name for protocol in Multiaddr(place).protocols()]
+    except Exception:
+        return None
+    if len(names) == 2 and names[0] in DIALLED_HOSTS and names[1] == "tcp":
+        return Multiaddr(place)
+    return None
