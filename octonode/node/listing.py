@@ -23,19 +23,23 @@ def facts_of(
     library: Library,
     held: Held | None = None,
     signed: SignedManifest | None = None,
-    announcements: Sequence[Announcement] = (),
+    serving: Sequence[Announcement] = (),
+    holding: Sequence[Announcement] = (),
     status: ModelStatus | None = None,
 ) -> ModelFacts:
-    """What is not known here is empty; announced names are shown as announced, a manifest's as signed."""
-    servers = [a.peer_id for a in announcements if any(item.root == root for item in a.serving)]
-    holders = [a.peer_id for a in announcements if any(item.root == root for item in a.holding)]
+    """What is not known here is empty. `serving` and `holding` are announcements of peers that have this root.
+
+    Names are a manifest's as signed, else as announced: anybody may announce any name, so such a model is never shown
+    as trusted, and a question by name goes where the signed manifest says.
+    """
+    servers = [announcement.peer_id for announcement in serving]
+    holders = [announcement.peer_id for announcement in holding]
     if status is not None and status.state == "serving":
         servers.insert(0, own)
     if held is not None and held.public:
         holders.insert(0, own)
-    said: list[Serving | Holding] = []
-    for announcement in announcements:
-        said += [*announcement.serving, *announcement.holding]
+    said: list[Serving | Holding] = [item for each in serving for item in each.serving]
+    said += [item for each in holding for item in each.holding]
     announced = next((item for item in said if item.root == root and item.name), None)
     manifest = signed.manifest if signed else None
     publisher, name, version = _names(signed, announced)
@@ -57,7 +61,7 @@ def facts_of(
         context_tokens=manifest.context_tokens if manifest else getattr(announced, "context_tokens", 0),
         license=manifest.licence if manifest else "",
         created_at_ms=manifest.created_ms if manifest else 0,
-        trusted=bool(publisher) and (publisher == own or library.trust_table.is_trusted(publisher)),
+        trusted=signed is not None and (publisher == own or library.trust_table.is_trusted(publisher)),
         pinned=held.entry.row.pinned if held else False,
         servers=tuple(servers),
         holders=tuple(holders),

@@ -24,6 +24,7 @@ from octonode.errors import NotFound, OctonodeError, VerificationFailed
 from octonode.ids import PeerId
 from octonode.models.fetch import FetchProgress
 from octonode.models.library import Library
+from octonode.models.manifest import SignedManifest
 from octonode.models.reference import FileReference, parse
 from octonode.network.announcer import Announcer
 from octonode.network.clock import wall_clock_ms
@@ -33,7 +34,6 @@ from octonode.node.resolving import Resolver
 from octonode.node.shelf import Held, Shelf
 from octonode.node.source import Source
 from octonode.node.wishes import Wishes
-from octonode.protocol.announcement import Announcement
 from octonode.tasks.residency import Residency
 
 PUBLISH_TIMEOUT_SECONDS = 20.0
@@ -58,35 +58,29 @@ class Models:
 
     async def list(self) -> Sequence[ModelFacts]:
         roots: dict[str, None] = dict.fromkeys(held.root for held in self._shelf.all())
-        for announcement in self._announcements():
+        for announcement in self._peerbook.peers(wall_clock_ms()):
             roots |= dict.fromkeys(item.root for item in announcement.serving)
             roots |= dict.fromkeys(item.root for item in announcement.holding)
         return [self._facts(root) for root in roots]
 
     async def resolve(self, reference: str) -> ModelFacts:
         root, signed = await self._resolver.root_and_manifest(reference)
-        found = self._facts(root.text)
-        if signed is not None and not found.manifest:
-            found = facts_of(
-                root.text, self._own, signed=signed, announcements=self._announcements(), library=self._library
-            )
+        found = self._facts(root.text, signed)
         if not found.manifest and not found.servers and not found.holders and found.state == "network":
             raise NotFound(
                 f"nobody known here serves or holds {reference}; see: octonode models ls", code="MODEL_NOT_FOUND"
             )
         return found
 
-    def _announcements(self) -> Sequence[Announcement]:
-        return self._peerbook.peers(wall_clock_ms())
-
-    def _facts(self, root: str) -> ModelFacts:
-        held = self._shelf.get(root)
+    def _facts(self, root: str, signed: SignedManifest | None = None) -> ModelFacts:
+        held, now_ms = self._shelf.get(root), wall_clock_ms()
         return facts_of(
             root,
             self._own,
             held=held,
-            signed=held.signed if held else None,
-            announcements=self._announcements(),
+            signed=signed or (held.signed if held else None),
+            serving=self._peerbook.serving(root, now_ms),
+            holding=self._peerbook.holding(root, now_ms),
             status=self._residency.model(root),
             library=self._library,
         )

@@ -182,7 +182,7 @@ class View:
 
 
 def reachable(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Listening addresses that mean something to another machine, public ones first; loopback where there are no more."""
+    """Listening addresses that mean something to another machine, public ones first, loopback for want of others."""
     from octonode.network.addresses import parse
 
     order = {"public": 0, "name": 0, "private": 1, "loopback": 2}

@@ -36,7 +36,7 @@ PRIVACY_LEVELS: frozenset[str] = frozenset(get_args(Privacy))
 UPDATE_STATES = frozenset({"submitted", "working", "input_required"})
 RESPONSE_STATES = frozenset({"completed", "canceled"})
 ACTS = frozenset({"offer", "counter", "accept", "confirm", "reject", "cancel", "expire"})
-NAME_BYTES_MAX, CID_BYTES_MAX, TOKEN_BYTES_MAX = 64, 128, 256
+NAME_BYTES_MAX, CID_BYTES_MAX, TOKEN_BYTES_MAX = 64, 128, 512
 
 
 def encode_body(message: Message, limits: Limits) -> bytes:
