@@ -17,6 +17,7 @@ from typing import Any
 
 import vectors_agent
 import vectors_documents
+import vectors_hello
 
 FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 
@@ -26,6 +27,8 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "transcript": vectors_documents.transcript,
     "announcement": vectors_documents.announcement,
     "receipt": vectors_documents.receipt,
+    "hello": vectors_hello.hello,
+    "join": vectors_hello.join,
 }
 
 
