@@ -116,7 +116,7 @@ async def _fetch_nodes(
     last = "nobody is known to have it"
     while True:
         await add_peers(root, sources, peers, limits, banned)
-        for source in [s for s in sources if s.name not in banned]:
+        for source in sorted((s for s in sources if s.name not in banned), key=lambda each: each.rank):
             before = len(walk.wanted)
             lane = source.open()
             try:

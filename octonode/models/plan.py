@@ -68,8 +68,8 @@ class FetchPlan:
         self._levels = [low & ~high for low, high in itertools.pairwise(at_least)]
 
     def can_help(self, key: Hashable) -> bool:
-        """True when the source has something that is missing."""
-        return bool(self._missing & self._has.get(key, 0))
+        """True when the source has something that is missing, or has not said yet what it has."""
+        return key not in self._has or bool(self._missing & self._has[key])
 
     def next_run(self, key: Hashable, bytes_max: int) -> tuple[Leaf, ...]:
         """Consecutive leaves of one file to ask of `key` now, at least one whatever `bytes_max`; () for none."""

@@ -137,7 +137,7 @@ def publisher_of(reference: NameReference, aliases: Mapping[str, PeerId]) -> Pee
     if is_peer_id(reference.publisher):
         return PeerId(reference.publisher)
     raise NotFound(
-        f"no trusted publisher is called {reference.publisher!r}; see: octonode models trust --list, "
+        f"no trusted publisher is called {reference.publisher!r}; see: octonode models trust, "
         f"or write the publisher's peer id (12D3KooW...)"
     )
 

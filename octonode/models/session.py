@@ -24,6 +24,8 @@ from octonode.models.writing import LeafWriter
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 0.25
+LAST_RANK: Final = 2
+"""Gateways of strangers: asked for what nobody nearer has."""
 _FAST_SECONDS: Final = 1.0
 """A run that takes less than this lets its source's window grow."""
 _SPEED_SECONDS: Final = 2.0
@@ -39,6 +41,8 @@ class _SourceState:
 
 
 class FetchSession:
+    """Brings the missing leaves of one layout into the store, from all the sources there are."""
+
     def __init__(
         self,
         layout: Layout,
@@ -100,11 +104,14 @@ class FetchSession:
                 next_ask = trio.current_time() + pause
 
     def _start_sources(self, sources: Sequence[Source], nursery: trio.Nursery, now: float) -> None:
-        for source in sources:
+        for source in sorted(sources, key=lambda each: each.rank):
             name = source.name
             if len(self._active) >= self._limits.sources_max:
                 return
-            if name not in self._active and name not in self._banned and self._set_aside.get(name, 0.0) <= now:
+            if name in self._active or name in self._banned or self._set_aside.get(name, 0.0) > now:
+                continue
+            nearer = (key for key, active in self._active.items() if active.source.rank < source.rank)
+            if source.rank < LAST_RANK or not any(self._plan.can_help(key) for key in nearer):
                 self._active[name] = _SourceState(source, self._limits.window_bytes_start)
                 nursery.start_soon(self._run_source, self._active[name])
 

@@ -71,7 +71,7 @@ class TrustTable:
         key = public_key_from_peer_id(peer_id).hex()
         raise NotTrusted(
             f"{what} is published by {peer_id}, whom you have not trusted yet (Ed25519 key {key}). If that is who you "
-            f"mean: octonode models trust {peer_id} [--alias NAME], or add --trust in a script",
+            f"mean: octonode models trust {peer_id} [--note NAME], or add --trust in a script",
             detail={"publisher": peer_id, "public_key": key},
         )
 
@@ -99,7 +99,7 @@ class TrustTable:
             rows = self.publishers()
             kept = [row for row in rows if publisher not in (row.peer_id, row.alias)]
             if len(kept) == len(rows):
-                raise NotFound(f"{publisher!r} is not in the trust table; see: octonode models trust --list")
+                raise NotFound(f"{publisher!r} is not in the trust table; see: octonode models trust")
             self._write(kept)
 
     def _write(self, rows: Sequence[Publisher]) -> None:

@@ -104,7 +104,7 @@ def test_any_target_is_a_query_or_a_bad_query(target: str) -> None:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # what is waited for happens in the gateway's own tasks
+    while not condition():  # what is waited for happens in the gateway's own tasks
         await trio.sleep(0.01)
 
 

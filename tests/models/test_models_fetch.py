@@ -328,6 +328,18 @@ async def test_a_cancelled_fetch_keeps_what_it_has_and_goes_on(
     assert model.paths[0].read_bytes() == model_file.read_bytes()
 
 
+async def test_strangers_are_asked_only_for_what_nobody_nearer_has(
+    gateway_a: GatewayAddress, store_a: ModelStore, published: ModelEntry, serve_store: Any, home: Path, tmp_path: Path
+) -> None:
+    partial = ModelStore(tmp_path / "partial")
+    await fetch(published.root, partial, sources=[GatewaySource(gateway_a)], limits=LIMITS)
+    partial.require(published.root).change_bits(drop=0b11)
+    async with serve_store(partial) as near, serve_store(store_a) as far:
+        stranger = HttpsSource(f"http://{far}")
+        report = await fetch(published.root, ModelStore(home), sources=[stranger], peers=_Peers(near), limits=LIMITS)
+    assert report.bytes_by_source == {str(near): published.row.size_bytes - 2 * MIB, stranger.name: 2 * MIB}
+
+
 async def test_other_gateways_over_http_and_a_local_file(
     gateway_a: GatewayAddress, published: ModelEntry, home: Path, tmp_path: Path, model_file: Path
 ) -> None:

@@ -26,6 +26,10 @@ class FileSource:
         return str(self._path)
 
     @property
+    def rank(self) -> int:
+        return 0
+
+    @property
     def lanes(self) -> int:
         return 1
 

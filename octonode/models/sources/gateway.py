@@ -24,6 +24,8 @@ LANES: Final = 2
 
 
 class GatewaySource:
+    """The gateway at an address that the network layer has checked."""
+
     def __init__(self, address: GatewayAddress, timeouts: Timeouts | None = None) -> None:
         self.address = address
         self._timeouts = timeouts
@@ -31,6 +33,10 @@ class GatewaySource:
     @property
     def name(self) -> str:
         return str(self.address)
+
+    @property
+    def rank(self) -> int:
+        return 1
 
     @property
     def lanes(self) -> int:

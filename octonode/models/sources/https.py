@@ -34,6 +34,10 @@ class HttpsSource:
         return self._url
 
     @property
+    def rank(self) -> int:
+        return 2
+
+    @property
     def lanes(self) -> int:
         return LANES
 

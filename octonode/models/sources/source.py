@@ -37,6 +37,11 @@ class Source(Protocol):
         ...
 
     @property
+    def rank(self) -> int:
+        """Sources of a higher rank are used only while those of a lower one cannot help: 0 local, 1 peers, 2 others."""
+        ...
+
+    @property
     def lanes(self) -> int:
         """How many lanes are worth having at once."""
         ...
