@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,8 @@ import psutil
 import trio
 
 from octonode.client import AsyncClient
+from octonode.errors import OctonodeError
+from octonode.models.formats import SCRIPTED_MAGIC
 from octonode.testing.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +35,16 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def large_model(path: Path, size_bytes: int) -> Path:
+    """A file of the scripted format of any size, the same bytes each time."""
+    dice = random.Random(0)
+    with path.open("wb") as file:
+        file.write(SCRIPTED_MAGIC)
+        while (left := size_bytes - file.tell()) > 0:
+            file.write(dice.randbytes(min(MEBIBYTE, left)))
+    return path
+
+
 def settings(**values: object) -> dict[str, str]:
     """OCTONODE_* variables; one engine thread always."""
     named = {"engines_threads": 1, **values}
@@ -40,13 +53,16 @@ def settings(**values: object) -> dict[str, str]:
 
 @asynccontextmanager
 async def pair(folder: Path, model: Path, **values: object) -> AsyncIterator[tuple[Daemon, Daemon, str]]:
-    """(provider, asker, reference): B serves `model`, C has neither model nor engine and knows B alone."""
+    """(provider, asker, reference): B serves `model`, C has neither model nor engine and came by B's join line.
+
+    By the join line C is a known peer of B: it may send 100 requests a second, a stranger 10.
+    """
     environment = settings(**values)
-    flags = ("--public", "--trust-all", "--model", f"file:{model}")
+    flags = ("--trust-all", "--model", f"file:{model}")
     with trio.fail_after(START_SECONDS) as patience:
         async with Daemon(folder / "B", *flags, environment=environment) as provider:
             served = await provider.wait_for("model", state="serving")
-            asker = Daemon(folder / "C", "--trust-all", "--bootstrap", provider.address, environment=environment)
+            asker = Daemon(folder / "C", "--trust-all", "--bootstrap", provider.ready.join, environment=environment)
             async with asker:
                 reference = f"cid:{served['root']}"
                 await candidate(asker, reference, provider.peer_id)
@@ -58,7 +74,12 @@ async def candidate(asker: Daemon, reference: str, peer_id: str) -> None:
     """Until `asker` would ask `peer_id` for that model."""
     async with AsyncClient.from_home(asker.home) as client:
         while True:
-            found = await client.explain(reference)
+            try:
+                found = await client.explain(reference)
+            except OctonodeError as error:  # nobody is known yet
+                if error.row.http_status not in (404, 503):
+                    raise
+                found = ()
             if any(each.peer == peer_id and each.accepted for each in found):
                 return
             await trio.sleep(0.1)
