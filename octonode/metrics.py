@@ -128,8 +128,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         self.refusals.labels(known_code(code)).inc()
 
-    def protocol_error(self, code: str) -> None:
-        self.protocol_errors.labels(known_code(code)).inc()
+    def protocol_error(self, code: str, count: int = 1) -> None:
+        """Count faults of peers; what is no error code is no fault."""
+        if code in TABLE:
+            self.protocol_errors.labels(code).inc(count)
 
     def gpus(self, readings: Iterable[tuple[int, int | None, int | None]]) -> None:
         """(index, utilization in percent, bytes used) of each GPU; None leaves the last value out."""

@@ -45,6 +45,7 @@ from octonode.network.own_announcement import OwnAnnouncement
 from octonode.network.peerbook import Peerbook
 from octonode.network.records import RecordRules
 from octonode.network.sequence import SequenceFile
+from octonode.node.counting import count
 from octonode.node.doctor import Doctor
 from octonode.node.events import Events
 from octonode.node.lock import daemon_file
@@ -98,6 +99,7 @@ class Node:
     view: View
     app: Any
     watching: Callable[[], Awaitable[None]]
+    counting: Callable[[], Awaitable[None]]
 
 
 def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event) -> Node:
@@ -188,7 +190,15 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
         watch, config=config, host=host, peerbook=peerbook, residency=residency, supervisor=supervisor, slots=slots,
         view=view, events=events, metrics=metrics, changed=announcer.changed,
     )  # fmt: skip
-    return Node(config, key, events, stopping, parts, store, source, wishes, view, app, watching)
+    counting = partial(
+        count,
+        (
+            (lambda: {"": dispatcher.moved_on}, lambda _, more: metrics.next_candidates.inc(more)),
+            (lambda: intake.counts, metrics.protocol_error),
+            (lambda: {"queue full": network.pubsub.dropped}, lambda why, n: metrics.gossip_dropped.labels(why).inc(n)),
+        ),
+    )
+    return Node(config, key, events, stopping, parts, store, source, wishes, view, app, watching, counting)
 
 
 def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:
@@ -277,6 +287,7 @@ async def _start(node: Node, work: trio.Nursery) -> None:
     ):
         await work.start(service)
     work.start_soon(node.watching)
+    work.start_soon(node.counting)
     for reference in (*node.config.models.serve, *node.wishes.all()):
         parts.residency.add(reference)
 

@@ -31,7 +31,12 @@ class CountedLog:
         outcome = cast("Outcome", record.state)
         seconds = max(0, record.ended_at_ms - record.started_at_ms) / 1000
         self._metrics.task_ended(
-            role, outcome, seconds=seconds, tokens_in=record.tokens_in, tokens_out=record.tokens_out
+            role,
+            outcome,
+            seconds=seconds,
+            first_token_seconds=record.first_token_seconds,
+            tokens_in=record.tokens_in,
+            tokens_out=record.tokens_out,
         )
         if record.code:
             self._metrics.refused(record.code)

@@ -24,7 +24,7 @@ from octonode.tasks.slots import EngineSlots
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 0.25
-HARDWARE_EVERY_SECONDS = 60.0
+HARDWARE_EVERY_SECONDS = 15.0
 
 
 async def watch(
@@ -45,7 +45,7 @@ async def watch(
         nursery.start_soon(_models, residency, events, changed)
         nursery.start_soon(_workers, supervisor, events, metrics, changed)
         nursery.start_soon(_peers, host, peerbook, slots, events, metrics)
-        nursery.start_soon(_hardware, config.home, view, changed)
+        nursery.start_soon(_hardware, config.home, view, metrics, changed)
 
 
 async def _models(residency: Residency, events: Events, changed: Callable[[], None]) -> None:
@@ -118,10 +118,11 @@ async def _peers(host: Host, peerbook: Peerbook, slots: EngineSlots, events: Eve
         metrics.loop_lag_seconds.set(max(0.0, trio.current_time() - late_at))
 
 
-async def _hardware(home: Path, view: View, changed: Callable[[], None]) -> None:
+async def _hardware(home: Path, view: View, metrics: Metrics, changed: Callable[[], None]) -> None:
     """The probe may need seconds to wake a card, so the node starts without it."""
     while True:
         view.hardware = await trio.to_thread.run_sync(probe, home)
+        metrics.gpus((gpu.index, gpu.utilization_percent, gpu.memory_used_bytes) for gpu in view.hardware.gpus)
         for problem in view.hardware.problems:
             log.warning("%s", problem)
         changed()

@@ -105,6 +105,8 @@ class Dispatcher:
         self.now_ms = now_ms
         self.new_id = new_id
         self.standings = Standings()
+        self.moved_on = 0
+        """Times the next candidate was asked."""
         self._open = 0
         self._leaves = 0
         self._nursery: trio.Nursery | None = None

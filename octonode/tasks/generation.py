@@ -123,6 +123,11 @@ class Generation:
                     return event
         raise OctonodeError("the engine ended the answer without saying so; try again", code="ENGINE_FAILED")
 
+    @property
+    def first_token_seconds(self) -> float | None:
+        """From the request's arrival to the first piece; None before it."""
+        return (self._first_at_ms - self.order.received_at_ms) / 1000 if self._first_at_ms else None
+
     def _finished(self, event: Finished, first_seconds: float, decode_seconds: float) -> None:
         self.tokens_in = event.tokens_in
         self.tokens_out = event.tokens_out

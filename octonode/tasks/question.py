@@ -92,6 +92,7 @@ class Question:
         """Ask one candidate; None when it has answered."""
         moved_on = ""
         if self._failures:
+            self._home.moved_on += 1
             before = self._failures[-1][1]
             moved_on = f"{before.code}: {before.message}"
         self.inbox.put(Attempt(len(self._tried), candidate.peer, candidate.local, moved_on))
@@ -237,6 +238,7 @@ class Question:
             tokens_in=answered.tokens_in,
             tokens_out=answered.tokens_out,
             receipt=answered.receipt is not None,
+            first_token_seconds=answered.first_token_seconds if answered.pieces_total else None,
         )
         home.tasks.keep_task(record)
         if answered.receipt is not None:

@@ -27,6 +27,8 @@ class TaskRecord:
     tokens_in: int = 0
     tokens_out: int = 0
     receipt: bool = False
+    first_token_seconds: float | None = None
+    """From the request to the first piece, for metrics; not kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,7 @@ class Run:
             tokens_in=made.tokens_in if made else 0,
             tokens_out=made.tokens_out if made else 0,
             receipt=isinstance(self.terminal, TaskResponse) and bool(self.terminal.receipt),
+            first_token_seconds=made.first_token_seconds if made else None,
         )
 
 
