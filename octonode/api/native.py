@@ -7,7 +7,7 @@ result or an error. What fails before its first progress has a plain HTTP status
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from typing import Any
 
@@ -230,7 +230,8 @@ class _Events:
 
 
 def task_facts(record: TaskRecord) -> TaskFacts:
-    return TaskFacts(**{**asdict(record), "task": record.task.hex()})
+    shown = {each.name: getattr(record, each.name) for each in fields(TaskFacts)}
+    return TaskFacts(**{**shown, "task": record.task.hex()})
 
 
 def receipt_facts(stored: StoredReceipt) -> ReceiptFacts:
