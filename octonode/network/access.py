@@ -45,21 +45,17 @@ def proves(shown: str, tokens: Collection[str], asker: PeerId, provider: PeerId)
     """Whether `shown` holds a proof for one of `tokens`, or a token itself. Time does not depend on the contents."""
     if len(shown) > SHOWN_CHARACTERS_MAX or not shown.isascii():
         return False
+    right = [*(proof(token, asker, provider) for token in tokens), *tokens]
     found = False
     for part in shown.split(".")[:TOKENS_MAX]:
-        for token in tokens:
-            found |= hmac.compare_digest(part, proof(token, asker, provider))
-            found |= hmac.compare_digest(part, token)
+        for each in right:
+            found |= hmac.compare_digest(part, each)
     return found
 
 
-def admits(
-    policy: Policy, peer_id: PeerId, shown: str, *, own: PeerId, tokens: Collection[str], allowed: Collection[PeerId]
-) -> bool:
-    """The one rule: ourselves and listed peers always; under `token` a proof; under `open` everybody."""
-    if peer_id == own or peer_id in allowed or policy == "open":
-        return True
-    return policy == "token" and proves(shown, tokens, peer_id, own)
+def admits(policy: Policy, peer_id: PeerId, *, own: PeerId, allowed: Collection[PeerId], proven: bool) -> bool:
+    """The one rule: ourselves and listed peers always; under `token` whoever has `proven` one; under `open` all."""
+    return peer_id == own or peer_id in allowed or policy == "open" or (policy == "token" and proven)
 
 
 class TokenFiles:
@@ -135,12 +131,13 @@ class Access:
 
     def allows(self, peer_id: PeerId, token: str) -> bool:
         """Whether a task of `peer_id` that shows `token` is taken."""
-        if self._tokens and token and proves(token, self._tokens, peer_id, self._own):
+        proven = bool(token) and proves(token, self._tokens, peer_id, self._own)
+        if proven:
             self._proven.pop(peer_id, None)
             self._proven[peer_id] = None
             if len(self._proven) > KNOWN_PEERS_MAX:
                 del self._proven[next(iter(self._proven))]
-        return admits(self.policy, peer_id, token, own=self._own, tokens=self._tokens, allowed=self._allowed)
+        return admits(self.policy, peer_id, own=self._own, allowed=self._allowed, proven=proven)
 
     def known(self, peer_id: PeerId) -> bool:
         """Listed, or it has shown a right token since we started: larger rates."""

@@ -88,6 +88,7 @@ class Announcer:
         self._to_provide = trio.Event()
         self._material: object = None
         self._leaving = False
+        self._saying = trio.CancelScope()
         self._pushed = 0
         self._push_failures: dict[PeerId, str] = {}
         self._gossip_failure = ""
@@ -120,7 +121,7 @@ class Announcer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce until cancelled. `started` at once: nobody need be there yet."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_announcing)
+            nursery.start_soon(self._keep_announcing, nursery)
             nursery.start_soon(self._keep_providing)
             nursery.start_soon(self._watch_growth)
             task_status.started()
@@ -128,21 +129,29 @@ class Announcer:
     async def leave(self, timeout_seconds: float) -> None:
         """Say LEAVING on every way and announce no more. Returns when said, at the latest after the time given."""
         self._leaving = True
+        self._saying.cancel()
         with trio.move_on_after(timeout_seconds):
             if (signed := await self._renew(leaving=True)) is not None:
                 await self._say(signed, gossip=True)
 
-    async def _keep_announcing(self) -> None:
+    async def _keep_announcing(self, nursery: trio.Nursery) -> None:
         while not self._leaving:
             self._changed = trio.Event()
+            # Before the announcement is made: what changes while it is signed differs from this, and goes next.
+            material = self._own.facts().material
             signed = await self._renew(leaving=False)
-            if signed is not None:
-                material = self._own.facts().material
+            if signed is not None and not self._leaving:
                 is_news, self._material = material != self._material, material
                 self._want_records()
-                with trio.move_on_after(self._ttl_seconds / 3):
-                    await self._say(signed, gossip=is_news)
+                # A slow peer or table must not hold up the next change: that one takes this one's place.
+                self._saying.cancel()
+                self._saying = trio.CancelScope()
+                nursery.start_soon(self._say_until_told, signed, is_news, self._saying)
             await self._wait_for_change(CHANGES_EVERY_SECONDS)
+
+    async def _say_until_told(self, signed: Signed, gossip: bool, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._say(signed, gossip=gossip)
 
     async def _wait_for_change(self, least_seconds: float) -> None:
         """Until a change that peers must hear of, or the time of a refresh: a third of the life, with jitter."""

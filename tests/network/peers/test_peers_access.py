@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octonode.errors import ConfigError
-from octonode.network.access import SHOWN_CHARACTERS_MAX, TOKENS_MAX, Access, TokenFiles, admits, proof, proves, show
+from octonode.ids import PeerId
+from octonode.network.access import (
+    SHOWN_CHARACTERS_MAX,
+    TOKENS_MAX,
+    Access,
+    Policy,
+    TokenFiles,
+    admits,
+    proof,
+    proves,
+    show,
+)
 from octonode.network.addresses import AddressError
 from octonode.network.joinline import LINE_CHARACTERS_MAX, JoinLine, JoinLineError, encode, parse_line
 from tests.network.peers.world import key_of
@@ -77,20 +88,27 @@ def test_a_proof_is_good_for_one_asker_at_one_provider() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "peer", "shown", "let_in"),
+    ("policy", "peer", "proven", "let_in"),
     [
-        ("open", C, "", True),
-        ("token", C, "", False),
-        ("token", C, proof(T1, C, B), True),
-        ("token", C, proof(T2, C, B), False),
-        ("token", A, "", True),
-        ("peers", A, "", True),
-        ("peers", C, proof(T1, C, B), False),
-        ("peers", B, "", True),
+        ("open", C, False, True),
+        ("token", C, False, False),
+        ("token", C, True, True),
+        ("token", A, False, True),
+        ("peers", A, False, True),
+        ("peers", C, True, False),
+        ("peers", B, False, True),
     ],
 )
-def test_the_rule(policy: str, peer: str, shown: str, let_in: bool) -> None:
-    assert admits(policy, peer, shown, own=B, tokens=[T1], allowed=[A]) is let_in  # type: ignore[arg-type]
+def test_the_rule(policy: Policy, peer: PeerId, proven: bool, let_in: bool) -> None:
+    assert admits(policy, peer, own=B, allowed=[A], proven=proven) is let_in
+
+
+def test_a_wrong_token_opens_nothing() -> None:
+    access = Access("token", B, [T1])
+    for shown in ("", T2, proof(T2, C, B), proof(T1, A, B), proof(T1, C, A), T1[:-1], "." * 7):
+        assert not access.allows(C, shown)
+    assert access.allows(C, f"{'0' * 32}.{proof(T1, C, B)}")
+    assert not Access("token", B, []).allows(C, "")
 
 
 def test_access_knows_who_has_shown_a_right_token() -> None:

@@ -180,6 +180,34 @@ async def test_a_peer_that_does_not_take_it_is_named(world: World, autojump_cloc
     assert "DEADLINE" in reason
 
 
+async def test_a_change_while_the_announcement_is_signed_is_not_lost(world: World, autojump_clock: MockClock) -> None:
+    a = world.make("a")
+    slow = world.numbers["a"].next
+
+    async def next_number(at_ms: int) -> int:
+        await trio.sleep(0.5)
+        return await slow(at_ms)
+
+    world.numbers["a"].next = next_number  # type: ignore[method-assign]
+    await world.nursery.start(world.run, a)
+    b = await world.start("b", bootstrap=(a.address,))
+    await trio.sleep(0.25)
+    a.now(serving=(Serving(ROOT),))
+    await until(lambda: bool(b.peers.discovery.known(ROOT)), 10)
+
+
+async def test_a_change_does_not_wait_for_the_slow_to_hear_of_the_last(world: World, autojump_clock: MockClock) -> None:
+    a, b, mute = [await world.start(name) for name in ("a", "b", "mute")]
+    await a.peers.membership.join(b.address)
+    await a.peers.membership.join(mute.address)
+    await trio.sleep(5)
+    world.memory.silence(mute.id)
+    a.now(region="eu")
+    await trio.sleep(1.5)
+    a.now(serving=(Serving(ROOT),))
+    await until(lambda: bool(b.peers.discovery.known(ROOT)), 2)
+
+
 async def test_announcements_do_not_run_out(world: World, autojump_clock: MockClock) -> None:
     a = await world.start("a")
     b = await world.start("b", bootstrap=(a.address,))
