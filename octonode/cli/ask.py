@@ -11,17 +11,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octonode import config as settings
-from octonode.cli.models import perform
+from octonode.cli.models import perform, trusting
 from octonode.cli.output import JsonFlag, emit, table
-from octonode.errors import OctonodeError
+from octonode.errors import NotFound, OctonodeError, from_wire
 
 if TYPE_CHECKING:
-    from octonode.api.schema import Answer
+    from octonode.api.schema import Answer, ModelOutcome
     from octonode.client import Client
 
 task_app = typer.Typer(help="Signed tasks, one by one.", no_args_is_help=True, rich_markup_mode=None)
@@ -55,18 +55,38 @@ def run(
 
     Without a running daemon a node is started for this one question.
     """
+    question = "" if explain else _question(prompt)
+    _check_file(model)
     with a_node() as client:
         reference = _reference(client, model, trust=trust, quiet=as_json)
         if explain:
             _explain(client, reference, peer, as_json=as_json)
             return
-        question = prompt or sys.stdin.read()
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer}
         answer = ask(client, reference, question, options, echo=not as_json)
         if as_json:
             emit(answer_json(answer), as_json=True, text="")
         else:
             _show_facts(answer)
+
+
+def _question(prompt: str) -> str:
+    """What was given, or all of standard input. Raises BAD_REQUEST for nothing."""
+    if not prompt and sys.stdin.isatty():
+        print("type the question, then Ctrl-D:", file=sys.stderr)
+    question = prompt or sys.stdin.read()
+    if not question.strip():
+        raise OctonodeError(
+            "there is no question; give it as the last argument or on standard input", code="BAD_REQUEST"
+        )
+    return question
+
+
+def _check_file(model: str) -> None:
+    """A path that leads nowhere is told as one, before it is looked for as a name."""
+    is_path = model.startswith(("/", "./", "../", "~")) or model.endswith((".gguf", ".safetensors", ".onnx"))
+    if is_path and not Path(model).exists():
+        raise NotFound(f"{model} does not exist; name a model file, or a model as publisher/name")
 
 
 def ask(client: Client, model: str, question: str, options: dict[str, Any], *, echo: bool) -> Answer:
@@ -119,8 +139,12 @@ def _reference(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
         model = f"file:{Path(model).absolute()}"
     elif client.model(model).servers:
         return model
-    outcome = perform(client, ServeModel(reference=model, trust=trust), f"load {model.rpartition('/')[2]}", quiet=quiet)
-    return outcome.model.reference
+    title = f"load {model.rpartition('/')[2]}"
+
+    def act(trusted: bool) -> ModelOutcome:
+        return perform(client, ServeModel(reference=model, trust=trusted), title, quiet=quiet)
+
+    return trusting(act, trust=trust, quiet=quiet).model.reference
 
 
 @task_app.command("send")
@@ -136,10 +160,14 @@ def send(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Send one signed TASK_REQUEST and show its task id, its answer and its receipt."""
+    """Send one signed TASK_REQUEST and show its receipt.
+
+    Beside the answer, its task id, and with --out the bytes that were signed.
+    """
+    question = _question(prompt)
     with a_node() as client:
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer, "request": True}
-        answer = ask(client, model, prompt or sys.stdin.read(), options, echo=False)
+        answer = ask(client, model, question, options, echo=False)
         facts = answer.facts
         assert facts is not None
         receipt = client.receipt(facts.task)
@@ -198,17 +226,30 @@ def _own_daemon(home: Path) -> Iterator[Client]:
         assert process.stderr is not None
         line = process.stdout.readline()
         if not line:
-            raise OctonodeError(
-                f"no node could be started: {process.stderr.read().decode(errors='replace').strip()[-500:]}"
-            )
+            raise _why_not_started(process.stderr.read().decode(errors="replace").strip())
         json.loads(line)
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # an unread pipe would stop the node
+        for pipe in (process.stdout, process.stderr):  # an unread pipe would stop the node
+            threading.Thread(target=_drain, args=(pipe,), daemon=True).start()
         with Client.from_home(home) as client:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=20)
+            process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _drain(pipe: IO[bytes]) -> None:
+    while pipe.read1(65536):  # type: ignore[attr-defined]  # a BufferedReader, which IO does not say
+        pass
+
+
+def _why_not_started(stderr: str) -> OctonodeError:
+    """The error that `start --json` ended with."""
+    try:
+        said = json.loads(stderr.splitlines()[-1])["error"]
+        return from_wire(str(said["code"]), str(said["message"]))
+    except (IndexError, ValueError, KeyError, TypeError):
+        return OctonodeError(f"no node could be started: {stderr[-500:] or 'it says nothing'}; see: octonode logs")

@@ -16,6 +16,9 @@ from octonode import config as settings
 from octonode.cli.output import JsonFlag, emit
 from octonode.errors import ConfigError
 
+LISTENING = ("api", "network", "gateway")
+"""Sections with a `listen` of HOST:PORT."""
+
 app = typer.Typer(help="Look at settings, change one, check a file.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -24,7 +27,10 @@ def get(
     name: Annotated[str, typer.Argument(help="`section.field`, or `section`; all of them when left out.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Show settings in force: defaults, then config.toml, then OCTONODE_* variables."""
+    """Show the settings in force.
+
+    Defaults, then config.toml, then OCTONODE_* variables.
+    """
     value: Any = settings.as_dict(settings.load())
     for part in filter(None, name.split(".")):
         if not isinstance(value, dict) or part not in value:
@@ -65,6 +71,8 @@ def set_value(
     if field not in hints:
         raise ConfigError(f"[{section}] has no field {field}{settings.nearest(field, hints)}")
     converted = settings.convert(value, hints[field], name)
+    if section in LISTENING and field == "listen":
+        settings.split_host_port(converted, name)
     path = settings.home_from(os.environ) / "config.toml"
     write_setting(path, section, field, converted)
     emit(
@@ -112,9 +120,12 @@ def check(
     file: Annotated[Path | None, typer.Argument(help="A TOML file; the node's own when left out.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say whether a config file would be accepted, and what is wrong with it if not."""
+    """Say whether a config file would be accepted.
+
+    When not, the message names the place, the value and the nearest name or the values that would do.
+    """
     config = settings.load(file=file)
-    for section, field in (("api", "listen"), ("network", "listen"), ("gateway", "listen")):
-        settings.split_host_port(getattr(getattr(config, section), field), f"{section}.{field}")
+    for section in LISTENING:
+        settings.split_host_port(getattr(config, section).listen, f"{section}.listen")
     count = sum(len(dataclasses.fields(cls)) for cls in settings.SECTIONS.values())
     emit({"ok": True, "settings": count}, as_json=as_json, text=f"ok: {count} settings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -11,7 +12,6 @@ from octonode.errors import ExitCode, OctonodeError
 
 app = typer.Typer(
     name="octonode",
-    help="Serve AI models to the world from any machine, and be served: peer to peer, no company in the middle.",
     rich_markup_mode=None,  # rich costs a tenth of a second that --help need not pay
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -24,6 +24,23 @@ app.add_typer(ask.task_app, name="task")
 app.add_typer(configuration.app, name="config")
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"octonode {version('octonode')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Serve AI models to the world from any machine, and be served: peer to peer, no company in the middle."""
+
+
 def run() -> None:
     """The console script. Never shows a traceback for an error that has a name."""
     try:
@@ -31,7 +48,7 @@ def run() -> None:
     except OctonodeError as error:
         fail(error)
     except BrokenPipeError:  # `octonode logs | head`
-        sys.stderr.close()
+        sys.stdout = sys.stderr = None  # or the interpreter complains when it flushes them
         sys.exit(ExitCode.DONE)
     except KeyboardInterrupt:
         sys.exit(130)

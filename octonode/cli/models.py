@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +94,10 @@ def add(
 
 @app.command("publish")
 def publish(reference: Reference, as_json: JsonFlag = False) -> None:
-    """Provide a model held here to the network: its blocks, and its name."""
+    """Provide a model held here to the network.
+
+    Its blocks are given to whoever asks, and the DHT learns where they and its name are.
+    """
     from octonode.api.schema import PublishModel
 
     with _client() as client:
@@ -107,7 +112,10 @@ def fetch(
     pin: Annotated[bool, typer.Option("--pin", help="Never evict it.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fetch a model from peers; every block is verified before it is written. Ctrl-C and again: it resumes."""
+    """Fetch a model from peers; run again, it resumes.
+
+    Every block is verified before it is written.
+    """
     from octonode.api.schema import FetchModel
 
     with _client() as client:
@@ -116,22 +124,25 @@ def fetch(
             request = FetchModel(reference=reference, trust=trusted, pin=pin)
             return perform(client, request, f"fetch {reference}", quiet=as_json)
 
-        try:
-            outcome = act(trust)
-        except OctonodeError as error:
-            if error.code != "NOT_TRUSTED" or as_json or not _asked(error):
-                raise
-            outcome = act(True)
+        outcome = trusting(act, trust=trust, quiet=as_json)
     _show(outcome, as_json, f"fetched in {outcome.seconds:.1f} s")
+
+
+def trusting(act: Callable[[bool], ModelOutcome], *, trust: bool, quiet: bool) -> ModelOutcome:
+    """`act` without trust in an unknown publisher, and again with it when a person at the terminal says yes."""
+    try:
+        return act(trust)
+    except OctonodeError as error:
+        if error.code != "NOT_TRUSTED" or quiet or not _asked(error):
+            raise
+    return act(True)
 
 
 def _asked(error: OctonodeError) -> bool:
     """Show an unknown publisher once and ask; False where nobody can answer."""
-    import sys
-
     if not sys.stdin.isatty():
         return False
-    print(error.message)
+    print(error.message, file=sys.stderr)
     return typer.confirm("Trust this publisher from now on?", default=False)
 
 
@@ -146,9 +157,13 @@ def serve(
     """Fetch if need be, load, and serve a model to the network."""
     from octonode.api.schema import ServeModel
 
-    request = ServeModel(reference=reference, trust=trust, engine=engine, stop=stop)
     with _client() as client:
-        outcome = perform(client, request, f"serve {reference}", quiet=as_json)
+
+        def act(trusted: bool) -> ModelOutcome:
+            request = ServeModel(reference=reference, trust=trusted, engine=engine, stop=stop)
+            return perform(client, request, f"serve {reference}", quiet=as_json)
+
+        outcome = trusting(act, trust=trust, quiet=as_json)
     _show(outcome, as_json, "stopped serving" if stop else "serving")
 
 
@@ -230,7 +245,9 @@ def verify(reference: Reference, as_json: JsonFlag = False) -> None:
 @app.command("trust")
 def trust(
     publisher: Annotated[str, typer.Argument(help="Peer id of a publisher; the list when left out.")] = "",
-    note: Annotated[str, typer.Option(help="A name for yourself; it works in references too.")] = "",
+    alias: Annotated[
+        str, typer.Option("--alias", "--note", help="Your own name for it; `ALIAS/model` works as a reference.")
+    ] = "",
     remove: Annotated[bool, typer.Option("--remove", help="Trust it no more.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -240,6 +257,6 @@ def trust(
     if remove and not publisher:
         raise ConfigError("name the publisher to remove: octonode models trust PEER_ID --remove")
     with _client() as client:
-        found = client.trust(publisher, trusted=not remove, note=note) if publisher else client.publishers()
+        found = client.trust(publisher, trusted=not remove, note=alias) if publisher else client.publishers()
     rows = [(each.peer_id, each.note or "-") for each in found]
-    emit({"publishers": to_json(found)}, as_json=as_json, text=table(("PUBLISHER", "NOTE"), rows))
+    emit({"publishers": to_json(found)}, as_json=as_json, text=table(("PUBLISHER", "ALIAS"), rows))

@@ -9,7 +9,7 @@ import typer
 
 from octonode import config as settings
 from octonode.cli.output import JsonFlag, emit, table
-from octonode.errors import ExitCode
+from octonode.errors import ExitCode, OctonodeError
 
 
 def register(app: typer.Typer) -> None:
@@ -54,16 +54,20 @@ def peers(as_json: JsonFlag = False) -> None:
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """Check clock, ports, disk, memory, driver, engines and whether peers can reach us; each failure with its fix."""
+    """Say what is wrong with this node, and the fix of it.
+
+    Clock, ports, disk, memory, driver and engines; with a running node also whether peers can dial it back.
+    """
     from octonode.api.schema import to_json
     from octonode.client import Client
     from octonode.node.doctor import examine_machine
 
-    home = settings.home_from(os.environ)
-    if (home / "daemon.json").exists():
-        with Client.from_home(home) as client:
+    try:
+        with Client.from_home(settings.home_from(os.environ)) as client:
             findings = list(client.doctor())
-    else:
+    except OctonodeError as error:
+        if error.code != "NOT_RUNNING":
+            raise
         findings = examine_machine(settings.load())
     marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
     lines = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def _show_ready_json(facts: Mapping[str, Any]) -> None:
 
 def _show_ready(facts: Mapping[str, Any]) -> None:
     lines = [
-        f"octonode {facts['version']}  {facts['tier']} node",
+        f"octonode {facts['version']}  {facts['tier'] or 'new'} node",
         f"  peer     {facts['peer_id']}",
         f"  API      {facts['api']}/v1",
         f"  gateway  {facts['gateway'] or 'off'}",
@@ -168,6 +169,7 @@ def identity(as_json: JsonFlag = False) -> None:
 def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing what is added.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """The daemon's log. Prompts and answers are never in it."""
     from octonode import log
@@ -175,7 +177,17 @@ def logs(
     home = settings.home_from(os.environ)
     if not log.files(home):
         raise OctonodeError(f"there is no log in {home} yet; it begins with: octonode start", code="NOT_FOUND")
-    print("\n".join(log.tail(home, lines)), flush=True)
+    show = _as_record if as_json else str
+    for line in log.tail(home, lines):
+        print(show(line), flush=True)
     if follow:
         for line in log.follow(home):
-            print(line, flush=True)
+            print(show(line), flush=True)
+
+
+def _as_record(line: str) -> str:
+    """One JSON object for a line of the log, in whatever format it is kept; a traceback's have only a message."""
+    if line.startswith("{"):
+        return line
+    found = re.match(r"(?P<at>\S+Z) (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<message>.*)", line)
+    return json.dumps(found.groupdict() if found else {"message": line.strip("\t")}, ensure_ascii=False)

@@ -52,7 +52,10 @@ def testnet(
     stop: Annotated[bool, typer.Option("--stop", help="Stop the running test network and all its nodes.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a network of real nodes on this machine until Ctrl-C, or `octonode testnet --stop` from another shell."""
+    """Run a network of real nodes on this machine.
+
+    It ends with Ctrl-C, or with `octonode testnet --stop` from another shell.
+    """
     place = (directory or settings.home_from(os.environ) / "testnet").absolute()
     if stop:
         _stop(place, as_json=as_json)

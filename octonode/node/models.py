@@ -25,7 +25,7 @@ from octonode.ids import PeerId
 from octonode.models.fetch import FetchProgress
 from octonode.models.library import Library
 from octonode.models.manifest import SignedManifest
-from octonode.models.reference import FileReference, parse
+from octonode.models.reference import BareName, FileReference, parse
 from octonode.network.announcer import Announcer
 from octonode.network.clock import wall_clock_ms
 from octonode.network.peerbook import Peerbook
@@ -37,6 +37,7 @@ from octonode.node.wishes import Wishes
 from octonode.tasks.residency import Residency
 
 PUBLISH_TIMEOUT_SECONDS = 20.0
+NO_RECORD_YET = "no peer is there to keep its records yet; they are provided as soon as one is"
 
 
 class Models:
@@ -96,7 +97,8 @@ class Models:
             progress=_FromThread(report, "import"),
         )
         records = await self._provided(root.text) if request.publish else 0
-        return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began, records=records)
+        note = NO_RECORD_YET if request.publish and not records else ""
+        return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began, records=records, note=note)
 
     async def publish(self, request: PublishModel, report: Report) -> ModelOutcome:
         began = time.monotonic()
@@ -105,7 +107,7 @@ class Models:
         await trio.to_thread.run_sync(self._library.publish, f"cid:{held.root}")
         await self._source.refresh()
         records = await self._provided(held.root)
-        note = "" if records else "no peer is there to keep its records yet; they are provided as soon as one is"
+        note = "" if records else NO_RECORD_YET
         return ModelOutcome(self._facts(held.root), seconds=time.monotonic() - began, records=records, note=note)
 
     async def _provided(self, root: str) -> int:
@@ -147,48 +149,62 @@ class Models:
         return ModelOutcome(self._facts(root.text), by_source, time.monotonic() - began)
 
     async def serve(self, request: ServeModel, report: Report) -> ModelOutcome:
+        """Returns once it is served, now and after every start. One that cannot be loaded is not wished for."""
         began = time.monotonic()
         if request.stop:
-            root = (await self._resolver.root_and_manifest(request.reference))[0].text
-            if not self._residency.remove(root) and not self._residency.remove(request.reference):
-                raise NotFound(
-                    f"{request.reference} is not served here; see: octonode models ls", code="MODEL_NOT_FOUND"
-                )
-            await self._wishes.remove(request.reference, f"cid:{root}")
-            return ModelOutcome(self._facts(root), seconds=time.monotonic() - began)
+            return await self._stop_serving(request.reference)
         fetched = await self.fetch(FetchModel(request.reference, trust=request.trust), report)
-        reference = fetched.model.reference if request.reference.startswith("file:") else request.reference
-        await self._wishes.add(reference, request.engine)
+        root = fetched.model.root
+        before = self._residency.model(root)
+        reference = before.reference if before else _kept(request.reference, fetched.model)
         self._residency.add(reference)
-        await self._until_serving(reference, fetched.model.root, report)
-        model = self._facts(fetched.model.root)
-        return ModelOutcome(model, fetched.bytes_by_source, time.monotonic() - began)
+        try:
+            await self._wishes.add(reference, request.engine)
+            await self._until_serving(reference, root, report)
+        except OctonodeError:
+            if before is None:
+                self._residency.remove(reference)
+                await self._wishes.remove(reference)
+            raise
+        return ModelOutcome(self._facts(root), fetched.bytes_by_source, time.monotonic() - began)
+
+    async def _stop_serving(self, reference: str) -> ModelOutcome:
+        began = time.monotonic()
+        root = (await self._resolver.root_and_manifest(reference))[0].text
+        if not await self._unwish(root, reference):
+            raise NotFound(f"{reference} is not served here; see: octonode models ls", code="MODEL_NOT_FOUND")
+        return ModelOutcome(self._facts(root), seconds=time.monotonic() - began)
+
+    async def _unwish(self, root: str, *references: str) -> bool:
+        """Serve it no more, by whatever name it was wished for. False when it was not served."""
+        held = self._shelf.get(root)
+        names = {f"cid:{root}", *references, *([held.name] if held else [])}
+        names |= {each.reference for each in self._residency.status() if each.model and each.model.root == root}
+        served = [name for name in (root, *names) if self._residency.remove(name)]
+        await self._wishes.remove(*names)
+        return bool(served)
 
     async def _until_serving(self, reference: str, root: str, report: Report) -> None:
-        """Raises what keeps it from being served; it is tried again all the same."""
+        """Raises what keeps it from being served."""
         while True:
             seen = self._residency.changes
-            status = next(
-                (s for s in self._residency.status() if s.reference == reference), None
-            ) or self._residency.model(root)
-            if status is not None and status.state == "serving":
+            wished = (each for each in self._residency.status() if each.reference == reference)
+            status = next(wished, None) or self._residency.model(root)
+            if status is None:
+                raise OctonodeError(f"{reference} was stopped meanwhile", code="CANCELED")
+            if status.state == "serving":
                 return
-            if status is not None and status.state == "failed":
+            if status.state == "failed":
                 raise OctonodeError(f"{reference}: {status.reason}", code=status.code or "MODEL_UNAVAILABLE")
-            if status is not None:
-                report(
-                    ModelProgress(
-                        "load" if status.state == "loading" else status.state, status.done_bytes, status.total_bytes
-                    )
-                )
+            stage = "load" if status.state == "loading" else status.state
+            report(ModelProgress(stage, status.done_bytes, status.total_bytes))
             await self._residency.wait_changed(seen)
 
     async def verify(self, request: VerifyModel, report: Report) -> ModelOutcome:
         began = time.monotonic()
         held = await self._held(request.reference)
-        found = await trio.to_thread.run_sync(
-            lambda: self._library.verify(f"cid:{held.root}", _FromThread(report, "verify"))
-        )
+        progress = _FromThread(report, "verify")
+        found = await trio.to_thread.run_sync(lambda: self._library.verify(f"cid:{held.root}", progress))
         await self._source.refresh()
         if found.bad_leaves or found.bad_files:
             raise VerificationFailed(
@@ -207,7 +223,7 @@ class Models:
                 "or use --force",
                 code="FORBIDDEN",
             )
-        self._residency.remove(held.root)
+        await self._unwish(held.root, reference)
         others = len(set(before.holders) - {self._own}) if held.public and held.complete else None
         await trio.to_thread.run_sync(
             lambda: self._library.remove(f"cid:{held.root}", force=force, other_holders=others)
@@ -235,6 +251,14 @@ class Models:
             await trio.to_thread.run_sync(self._library.distrust, publisher)
         self._resolver.forget()
         return await self.publishers()
+
+
+def _kept(reference: str, model: ModelFacts) -> str:
+    """How a wish is written down: with its publisher, so that it means the same whoever is trusted later."""
+    parsed = parse(reference)
+    if isinstance(parsed, FileReference):
+        return model.reference
+    return f"{model.publisher}/{reference}" if isinstance(parsed, BareName) else reference
 
 
 class _FromThread:

@@ -207,7 +207,9 @@ class Residency:
             resolved = await self._source.resolve(reference)
             other = self._by_root.get(resolved.root)
             if other is not None and other is not wish:
-                raise OctonodeError(f"it is the same model as {other.status.reference}", code="BAD_REQUEST")
+                log.info("%s is the same model as %s, which is kept already", reference, other.status.reference)
+                self.remove(reference)
+                await trio.lowlevel.checkpoint()  # cancelled by now
             wish.status = replace(wish.status, model=resolved)
             self._by_root[resolved.root] = wish
         model = wish.status.model

@@ -121,7 +121,7 @@ class Daemon:
         later ones.
         """
         self._flags = (*self._flags, *flags)
-        assert not self.running
+        assert self._process is None or self.exit_status is not None, f"{self.name} runs already"
         self.home.mkdir(parents=True, exist_ok=True)
         self._ready = None
         loopback = ("--api", "127.0.0.1:0", "--p2p", "127.0.0.1:0", "--gateway", "127.0.0.1:0")

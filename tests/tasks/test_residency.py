@@ -13,7 +13,7 @@ from trio.testing import MockClock as Clock
 
 from octonode.engines.contract import LoadRequest
 from octonode.errors import OctonodeError
-from octonode.tasks.residency import MODELS_MAX, Residency
+from octonode.tasks.residency import MODELS_MAX, Residency, ResolvedModel
 from octonode.testing.engine import TwinEngines
 from tests.tasks.nodes import Source
 
@@ -145,6 +145,22 @@ async def test_a_removed_model_is_unloaded_whatever_it_is_doing(tmp_path: Path, 
         assert residency.model("served") is None
         assert not engines.twins
         assert "fetching" not in source.here
+
+
+async def test_two_names_of_one_model_are_one_model(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with resident(tmp_path) as (residency, source, engines):
+        resolve = source.resolve
+
+        async def both(reference: str) -> ResolvedModel:
+            return await resolve("root")
+
+        source.resolve = both  # type: ignore[method-assign]
+        residency.add("first")
+        await until_serving(residency, "first")
+        residency.add("second")
+        await trio.sleep(1000)
+        assert [(each.reference, each.state) for each in residency.status()] == [("first", "serving")]
+        assert residency.engine("root") is engines.twins["root"]
 
 
 async def test_a_bug_in_the_source_fails_that_model_alone(tmp_path: Path, autojump_clock: Clock) -> None:
