@@ -89,6 +89,9 @@ def test_new_records_go_first_and_failed_ones_come_back() -> None:
         order.append(record.kind)
         table.done(record, 70_000)
     assert order == ["serve", "blocks", "tier"]
+    table.want({b"3": ("serve", "x"), b"4": ("tier", "edge")}, 200_000)
+    assert [record.kind for record in (table.next_due(200_000),) if record] == ["tier"], "a new one goes first"
+    table.want({b"1": ("tier", "edge"), b"3": ("serve", "x")}, 200_000)
     [again] = [record for record in table.records if record.kind == "serve"]
     waits = []
     for _ in range(10):
@@ -181,19 +184,32 @@ async def test_a_peer_that_does_not_take_it_is_named(world: World, autojump_cloc
 
 
 async def test_a_change_while_the_announcement_is_signed_is_not_lost(world: World, autojump_clock: MockClock) -> None:
-    a = world.make("a")
-    slow = world.numbers["a"].next
+    a = await world.start("a")
+    b = await world.start("b", bootstrap=(a.address,))
+    await until(lambda: b.knows(a))
+    await trio.sleep(5)
+    quick = world.numbers["a"].next
 
     async def next_number(at_ms: int) -> int:
-        await trio.sleep(0.5)
-        return await slow(at_ms)
+        await trio.sleep(1.0)
+        return await quick(at_ms)
 
     world.numbers["a"].next = next_number  # type: ignore[method-assign]
-    await world.nursery.start(world.run, a)
-    b = await world.start("b", bootstrap=(a.address,))
-    await trio.sleep(0.25)
+    a.now(region="eu")
+    await trio.sleep(0.6)  # the first change is being signed now
     a.now(serving=(Serving(ROOT),))
-    await until(lambda: bool(b.peers.discovery.known(ROOT)), 10)
+    await until(lambda: bool(b.peers.discovery.known(ROOT)), 5)
+
+
+async def test_a_newcomer_gets_the_records_that_stood_at_one_node_alone(
+    world: World, autojump_clock: MockClock
+) -> None:
+    a, b = await world.start("a", facts=NodeFacts(serving=(Serving(ROOT),))), await world.start("b")
+    await a.peers.membership.join(b.address)
+    await trio.sleep(20)
+    c = await world.start("c", bootstrap=(a.address,))
+    await trio.sleep(5)
+    assert a.id in c.network.routing.kept(keys.serve_key(root_digest(ROOT)))
 
 
 async def test_a_change_does_not_wait_for_the_slow_to_hear_of_the_last(world: World, autojump_clock: MockClock) -> None:

@@ -27,7 +27,7 @@ async def four(world: World) -> tuple[Node, Node, Node, Node]:
 
 async def test_three_that_know_one_get_to_know_each_other(world: World, autojump_clock: MockClock) -> None:
     a, b, c, d = await four(world)
-    await until(lambda: a.connected(b, c, d) and b.connected(a, c, d) and c.connected(a, b, d))
+    await until(lambda: a.connected(b, c, d) and b.connected(a, c, d) and c.connected(a, b, d), 3)
     await until(lambda: a.knows(b, c, d) and d.knows(a, b, c))
     assert c.peers.membership.report().findings == ()
 
