@@ -60,8 +60,15 @@ def start(
     )
 
 
+def _say(text: str, end: str = "\n") -> None:
+    """Straight to the descriptor: what is left in a buffer would make a daemon whose reader has gone end badly."""
+    data = (text + end).encode()
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
+
+
 def _show_json(event: Mapping[str, Any]) -> None:
-    print(json.dumps(event, ensure_ascii=False, default=str), flush=True)
+    _say(json.dumps(event, ensure_ascii=False, default=str))
 
 
 def _show_ready_json(facts: Mapping[str, Any]) -> None:
@@ -80,7 +87,7 @@ def _show_ready(facts: Mapping[str, Any]) -> None:
         '-d \'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}\'',
         "models:    octonode models ls        why is nobody there: octonode doctor        stop: Ctrl-C",
     ]
-    print("\n".join(lines), flush=True)
+    _say("\n".join(lines))
 
 
 def _show_event(event: Mapping[str, Any]) -> None:
@@ -90,20 +97,15 @@ def _show_event(event: Mapping[str, Any]) -> None:
         total = event["total_bytes"] or 1
         share = event["done_bytes"] / total
         bar = "#" * int(30 * share)
-        print(
-            f"\r  {event['reference']}  [{bar:<30}] {size(event['done_bytes'])} of {size(total)} ", end="", flush=True
-        )
+        _say(f"\r  {event['reference']}  [{bar:<30}] {size(event['done_bytes'])} of {size(total)} ", end="")
     elif name == "model":
-        print(
-            f"  model {event['reference']}: {event['state']}{' - ' + event['reason'] if event['reason'] else ''}",
-            flush=True,
-        )
+        _say(f"  model {event['reference']}: {event['state']}{' - ' + event['reason'] if event['reason'] else ''}")
     elif name in ("peer_connected", "peer_lost"):
-        print(f"  {name.replace('_', ' ')} {event['peer_id']}", flush=True)
+        _say(f"  {name.replace('_', ' ')} {event['peer_id']}")
     elif name == "degraded":
-        print(f"  degraded: {event['part']}: {event['reason']}", flush=True)
+        _say(f"  degraded: {event['part']}: {event['reason']}")
     elif name in ("leaving", "stopped"):
-        print(f"  {name}", flush=True)
+        _say(f"  {name}")
 
 
 def stop(as_json: JsonFlag = False) -> None:

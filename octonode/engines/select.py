@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from octonode.config import EnginesConfig
+from octonode.config import EnginesConfig, nearest
 from octonode.engines.contract import LoadRequest
 from octonode.errors import ConfigError, OctonodeError
 
@@ -39,6 +39,13 @@ def engine_for(model_format: str, configured: str = "auto") -> str:
     if module and importlib.util.find_spec(module) is None:
         raise ConfigError(f"the engine {name} needs {module}, which is not installed; run: pip install '{extra}'")
     return name
+
+
+def require_engine(configured: str) -> None:
+    """Raises ConfigError for an `engines.default` that is no engine at all, before anything is started with it."""
+    names = {"auto": (), **{name: () for names in ENGINES_BY_FORMAT.values() for name in names}}
+    if configured and configured not in names:
+        raise ConfigError(f"there is no engine {configured!r}{nearest(configured, names)} (--engine, engines.default)")
 
 
 def available_engines() -> tuple[str, ...]:

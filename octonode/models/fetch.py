@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import trio
 
-from octonode.errors import OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
+from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
 from octonode.ipfs.cid import DAG_CBOR, Cid
 from octonode.ipfs.gateway_client import GatewayAddress
 from octonode.ipfs.layout import DagWalk, Layout
@@ -42,7 +42,8 @@ async def fetch(
     """Fetch the model `root` into `store`, complete and verified when this returns.
 
     `sources` are used from the start, the gateways that `peers` names as they appear. With a `manifest` its sizes and
-    roots are compared with the DAG before disk is taken. Raises Unreachable (nobody has it; what came is kept),
+    roots are compared with the DAG before disk is taken. Raises NotFound (nobody is known to have it), Unreachable
+    (those who have it do not give it; what came is kept),
     VerificationFailed (root or manifest lie), OctonodeError DISK_FULL, ALREADY_RUNNING. Cancelling loses at most the
     group that was not synced.
     """
@@ -112,7 +113,8 @@ async def _fetch_nodes(
 ) -> Layout:
     """Walk the DAG, asking source after source for each node. `sources` grows by the peers that are found."""
     walk = DagWalk(root)
-    deadline = trio.current_time() + limits.give_up_seconds
+    started = trio.current_time()
+    deadline = started + limits.give_up_seconds
     last = "nobody is known to have it"
     while True:
         await add_peers(root, sources, peers, limits, banned)
@@ -133,6 +135,12 @@ async def _fetch_nodes(
                 lane.close()
             if len(walk.wanted) != before:
                 deadline = trio.current_time() + limits.give_up_seconds
+        if not sources and trio.current_time() > started + limits.nobody_seconds:
+            raise NotFound(
+                f"nobody known here has {root}: is it the right CID, and is a node that holds it online? See: "
+                "octonode peers",
+                code="MODEL_NOT_FOUND",
+            )
         if peers is None or trio.current_time() > deadline:
             raise Unreachable(f"no source has {root}: {last}. Is a peer that holds it online? See: octonode peers")
         await trio.sleep(limits.retry_seconds)

@@ -49,6 +49,8 @@ class FetchLimits:
     """How often a holder is asked what it has by now."""
     give_up_seconds: float = 60.0
     """Without a new byte."""
+    nobody_seconds: float = 15.0
+    """While nobody at all is known to have the model."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 

@@ -20,7 +20,7 @@ from octonode.api.schema import to_json
 from octonode.api.server import Bound, serve
 from octonode.config import Config, NetworkConfig, split_host_port
 from octonode.engines.contract import LoadRequest
-from octonode.engines.select import load_request
+from octonode.engines.select import load_request, require_engine
 from octonode.engines.supervisor import Supervisor
 from octonode.errors import ConfigError
 from octonode.identity import NodeKey
@@ -66,6 +66,8 @@ from octonode.tasks.slots import EngineSlots
 
 DRAIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
+HARDWARE_SECONDS = 2.0
+"""The ready line waits so long for the tier; a card that sleeps may take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,135 +106,95 @@ class Node:
 
 def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event) -> Node:
     """Raises ConfigError for settings and files that cannot be."""
-    chance = random.Random()
+    require_engine(config.engines.default)
     metrics = Metrics(VERSION)
-    tokens = TokenFiles(config.home)
-    network_settings = _with_joined(config, tokens)
-    rules = RecordRules(wall_clock_ms)
-    network = build_network(key, network_settings, validator=rules.validate, select=rules.select)
-    host = network.host
-    access = Access(config.network.access, key.peer_id, (tokens.own(), *tokens.joined()), _peer_ids(config))
-    peerbook = Peerbook(key.peer_id, config.network.peerbook_peers_max)
-    intake = Intake(host, peerbook, wall_clock_ms)
-
-    state = State(config.home / "state.sqlite", receipts_max=config.tasks.receipts_max)
-    counted = CountedLog(state, metrics)
-    slots = EngineSlots(config.tasks.queue_max)
-    supervisor = Supervisor(config.engines, directory=config.home / "workers")
-    store = ModelStore(config.home, disk_bytes_max=config.models.disk_bytes_max)
-    trust = TrustTable(config.home, always=(key.peer_id, *config.models.trust), trust_all=config.models.trust_all)
-    library = Library(store, trust, key)
-    shelf = Shelf(library)
-    resolver = Resolver(library, shelf, peerbook)
-    source = Source(
-        settings=config.models, library=library, shelf=shelf, resolver=resolver, events=events, metrics=metrics
-    )
-    wishes = Wishes(config.home)
-    residency = Residency(source=source, engines=supervisor, load_request=partial(_load_request, config, wishes))
+    reach = build_reach(config, key)
+    holdings = build_holdings(config, key, reach, events, metrics)
+    host, peerbook, residency = reach.network.host, reach.peerbook, holdings.residency
+    counted = CountedLog(holdings.state, metrics)
     view = View(
-        config=config, host=host, peerbook=peerbook, supervisor=supervisor, residency=residency, shelf=shelf,
-        slots=slots, log=counted, tokens=tokens, events=events, stopping=stopping,
+        config=config, host=host, peerbook=peerbook, supervisor=holdings.supervisor, residency=residency,
+        shelf=holdings.shelf, slots=holdings.slots, log=counted, tokens=reach.tokens, events=events, stopping=stopping,
     )  # fmt: skip
-    own = OwnAnnouncement(
-        signer=key,
-        host=host,
-        facts=view.announced,
-        sequence=SequenceFile(config.home),
-        settings=network_settings,
-        now_ms=wall_clock_ms,
-    )
-    hello = Hello(
-        host=host, own=own, peerbook=peerbook, intake=intake, now_ms=wall_clock_ms, random=chance, manifests=shelf
-    )
-    announcer = Announcer(
-        own=own, host=host, hello=hello, routing=network.routing, values=network.values, pubsub=network.pubsub,
-        settings=network_settings, now_ms=wall_clock_ms, random=chance,
-    )  # fmt: skip
-    discovery = Discovery(
-        host=host, hello=hello, intake=intake, peerbook=peerbook, routing=network.routing, values=network.values,
-        now_ms=wall_clock_ms, random=chance,
-    )  # fmt: skip
-    membership = Membership(
-        host=host, hello=hello, intake=intake, peerbook=peerbook, pubsub=network.pubsub, settings=network_settings,
-        now_ms=wall_clock_ms, random=chance,
-    )  # fmt: skip
-    resolver.connect(discovery)
-    source.connect(discovery, announcer.changed)
-    models = Models(
-        own=key.peer_id, library=library, shelf=shelf, resolver=resolver, source=source, residency=residency,
-        announcer=announcer, peerbook=peerbook, wishes=wishes,
-    )  # fmt: skip
+    presence = build_presence(config, key, reach, facts=view.announced, manifests=holdings.shelf)
+    holdings.resolver.connect(presence.discovery)
+    holdings.source.connect(presence.discovery, presence.announcer.changed)
     dispatcher = Dispatcher(
-        host=host, signer=key, settings=config.tasks, providers=discovery, resident=residency, slots=slots,
-        receipts=state, tasks=counted, token_for=access.show,
+        host=host, signer=key, settings=config.tasks, providers=presence.discovery, resident=residency,
+        slots=holdings.slots, receipts=holdings.state, tasks=counted, token_for=reach.access.show,
     )  # fmt: skip
     provider = Provider(
-        signer=key, settings=config.tasks, resident=residency, slots=slots, access=access, receipts=state, tasks=counted
-    )
+        signer=key, settings=config.tasks, resident=residency, slots=holdings.slots, access=reach.access,
+        receipts=holdings.state, tasks=counted,
+    )  # fmt: skip
     host.handle(AGENT_PROTOCOL, provider.handle)
-    doctor = Doctor(config, host, hello, peerbook, membership, announcer, supervisor, chance)
+    doctor = Doctor(
+        config,
+        host,
+        presence.hello,
+        peerbook,
+        presence.membership,
+        presence.announcer,
+        holdings.supervisor,
+        reach.chance,
+    )
     view.examine_with(doctor.examine)
-    peers = Peers(home=config.home, host=host, peerbook=peerbook, membership=membership, access=access, tokens=tokens)
-    ports = Ports(asking=dispatcher, models=models, node=view, peers=peers, records=state)
+    watching = partial(
+        watch, config=config, host=host, peerbook=peerbook, residency=residency, supervisor=holdings.supervisor,
+        slots=holdings.slots, view=view, events=events, metrics=metrics, changed=presence.announcer.changed,
+    )  # fmt: skip
+    ports = _ports(config, key, reach, holdings, presence, view, dispatcher)
     app = make_app(ports, config=config.api, token=load_or_create_token(config.home), metrics=metrics.registry)
-    parts = _Parts(
-        state,
-        supervisor,
-        network,
+    gateway = _gateway(config, holdings.store, metrics)
+    counting = _counting(metrics, reach, dispatcher)
+    return Node(
+        config,
+        key,
+        events,
+        stopping,
+        reach,
+        holdings,
+        presence,
         dispatcher,
         provider,
-        residency,
-        announcer,
-        membership,
-        _gateway(config, store, metrics),
+        gateway,
+        view,
+        app,
+        watching,
+        counting,
     )
-    watching = partial(
-        watch, config=config, host=host, peerbook=peerbook, residency=residency, supervisor=supervisor, slots=slots,
-        view=view, events=events, metrics=metrics, changed=announcer.changed,
+
+
+def _ports(
+    config: Config,
+    key: NodeKey,
+    reach: Reach,
+    holdings: Holdings,
+    presence: Presence,
+    view: View,
+    dispatcher: Dispatcher,
+) -> Ports:
+    models = Models(
+        own=key.peer_id, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
+        source=holdings.source, residency=holdings.residency, announcer=presence.announcer, peerbook=reach.peerbook,
+        wishes=holdings.wishes,
     )  # fmt: skip
-    counting = partial(
+    peers = Peers(
+        home=config.home, host=reach.network.host, peerbook=reach.peerbook, membership=presence.membership,
+        access=reach.access, tokens=reach.tokens,
+    )  # fmt: skip
+    return Ports(asking=dispatcher, models=models, node=view, peers=peers, records=holdings.state)
+
+
+def _counting(metrics: Metrics, reach: Reach, dispatcher: Dispatcher) -> Callable[[], Awaitable[None]]:
+    pubsub, intake = reach.network.pubsub, reach.intake
+    return partial(
         count,
         (
             (lambda: {"": dispatcher.moved_on}, lambda _, more: metrics.next_candidates.inc(more)),
             (lambda: intake.counts, metrics.protocol_error),
-            (lambda: {"queue full": network.pubsub.dropped}, lambda why, n: metrics.gossip_dropped.labels(why).inc(n)),
+            (lambda: {"queue full": pubsub.dropped}, lambda why, more: metrics.gossip_dropped.labels(why).inc(more)),
         ),
-    )
-    return Node(config, key, events, stopping, parts, store, source, wishes, view, app, watching, counting)
-
-
-def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:
-    """The network's settings with the addresses of earlier joins. A join line given as bootstrap brings its token."""
-    for text in config.network.bootstrap:
-        line = parse_line(text)
-        if line.token:
-            tokens.adopt(line.token)
-    bootstrap = tuple(dict.fromkeys((*config.network.bootstrap, *remembered(config.home))))
-    return replace(config.network, bootstrap=bootstrap)
-
-
-def _peer_ids(config: Config) -> tuple[PeerId, ...]:
-    for text in config.network.allowed_peers:
-        try:
-            public_key_from_peer_id(text)
-        except ValueError as error:
-            raise ConfigError(f"network.allowed_peers: {error}") from None
-    return tuple(PeerId(text) for text in config.network.allowed_peers)
-
-
-def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Path) -> LoadRequest:
-    engine = wishes.engine_of(model.name, model.root)
-    settings = replace(config.engines, default=engine) if engine else config.engines
-    model_format = model.format
-    if not model_format:  # known by its root alone: the content says what it is
-        with path.open("rb") as file:
-            model_format = sniff(file).format
-    return load_request(
-        settings,
-        model_root=model.root,
-        model_path=path,
-        model_format=model_format,
-        context_tokens_max=model.context_tokens,
     )
 
 
@@ -258,6 +220,8 @@ async def run(node: Node, on_ready: Callable[[Mapping[str, Any]], None]) -> None
         with daemon_file(node.config.home, {"api": bound.url, "pid": os.getpid(), "peer_id": node.key.peer_id}):
             async with trio.open_nursery() as work:
                 await _start(node, work)
+                with trio.move_on_after(HARDWARE_SECONDS):
+                    await node.view.hardware_known.wait()
                 on_ready(to_json(await node.view.facts()))
                 await node.stopping.wait()
                 node.events.emit("leaving")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -9,11 +10,17 @@ from typing import Any
 
 import trio
 
-from octonode import identity, log
+from octonode import identity
+from octonode import log as logs
 from octonode.config import Config
 from octonode.errors import OctonodeError
 from octonode.node.events import Events
 from octonode.node.lock import home_lock
+
+log = logging.getLogger(__name__)
+
+SHOW_SECONDS = 1.0
+"""For the last events to be read, at the end."""
 
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -24,7 +31,7 @@ def run_daemon(config: Config, *, on_ready: Show, on_event: Show) -> None:
     Raises OctonodeError: ALREADY_RUNNING, CONFIG for a port in use or a setting that cannot be.
     """
     with home_lock(config.home):
-        log.configure(config.log, home=config.home)
+        logs.configure(config.log, home=config.home)
         key = identity.load_or_create(config.home)
         try:
             trio.run(_live, config, key, on_ready, on_event)
@@ -44,7 +51,7 @@ async def _live(config: Config, key: identity.NodeKey, on_ready: Show, on_event:
     events = Events()
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_show_events, events, on_event)
+        shown = await nursery.start(_show_events, events, on_event)
         await nursery.start(_watch_signals, stopping)
         from octonode.node.composition import build, run  # imports the network: a second or more
 
@@ -52,14 +59,23 @@ async def _live(config: Config, key: identity.NodeKey, on_ready: Show, on_event:
         await run(node, on_ready)
         events.emit("stopped")
         events.close()
+        with trio.move_on_after(SHOW_SECONDS):
+            await shown.wait()
         nursery.cancel_scope.cancel()
 
 
-async def _show_events(events: Events, on_event: Show, *, task_status: trio.TaskStatus[None]) -> None:
+async def _show_events(events: Events, on_event: Show, *, task_status: trio.TaskStatus[trio.Event]) -> None:
+    """Until the events end, or nobody reads them. In a thread: a reader that stalls must not stall the node."""
+    done = trio.Event()
     async with events.subscribe() as stream:
-        task_status.started()
-        async for event in stream:
-            on_event(event)
+        task_status.started(done)
+        try:
+            async for event in stream:
+                await trio.to_thread.run_sync(on_event, event, abandon_on_cancel=True)
+        except OSError as error:
+            log.info("events are shown no more: %s", error.strerror)
+        finally:
+            done.set()
 
 
 async def _watch_signals(stopping: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:

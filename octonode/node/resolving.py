@@ -11,11 +11,11 @@ from collections import OrderedDict
 
 import trio
 
-from octonode.errors import NotFound, OctonodeError
+from octonode.errors import NotFound, OctonodeError, VerificationFailed
 from octonode.ids import PeerId
 from octonode.ipfs.cid import Cid
 from octonode.models.library import Library
-from octonode.models.manifest import SignedManifest, verify
+from octonode.models.manifest import SignedManifest, check_rollback, verify
 from octonode.models.reference import (
     BareName,
     FileReference,
@@ -91,6 +91,8 @@ class Resolver:
         chosen = _best(parsed.versions, found)
         if chosen is None:
             chosen = _best(parsed.versions, await self.ask_network(publisher, parsed.name))
+            if chosen is not None:
+                await self._refuse_rollback(chosen, parsed.versions)
         if chosen is None:
             raise NotFound(
                 f"nobody reachable knows {reference}: is its publisher, or a node that holds it, online? "
@@ -124,19 +126,35 @@ class Resolver:
         return choose_publisher(parsed.name, {p: trusted.get(p, "") for p in sorted(named) if table.is_trusted(p)})
 
     async def ask_network(self, publisher: PeerId, name: str) -> list[SignedManifest]:
-        """Verified manifests that peers show for a name. Those that do not verify are passed over."""
+        """Verified manifests that peers show for a name. Those that do not verify are passed over.
+
+        Raises VerificationFailed when peers show some and none of them verifies.
+        """
         if self._discovery is None:
             return []
-        found = []
+        found, bad = [], ""
         for shown in await self._discovery.find_manifest(publisher, name):
             try:
                 signed = await trio.to_thread.run_sync(verify, shown.data)
             except OctonodeError as error:
                 log.warning("%s shows a bad manifest of %s: %s", shown.peer_id, name, error.message)
+                bad = f"{shown.peer_id}: {error.message}"
                 continue
             if signed.manifest.publisher == publisher and signed.manifest.name == name:
                 found.append(signed)
+        if bad and not found:
+            raise VerificationFailed(
+                f"peers show no true manifest of {publisher}/{name}; {bad}. Nothing was taken; ask the publisher, or "
+                "try again when other holders are online"
+            )
         return found
+
+    async def _refuse_rollback(self, chosen: SignedManifest, versions: VersionRange) -> None:
+        """Raises ROLLBACK where we know a newer manifest that the same reference may mean."""
+        manifest = chosen.manifest
+        known = await trio.to_thread.run_sync(self._library.catalogue.named, manifest.publisher, manifest.name)
+        seqs = [each.manifest.seq for each in known if best(versions, [each.manifest.version])]
+        check_rollback(manifest, max(seqs, default=0))
 
     async def _manifest_by_cid(self, cid: Cid) -> SignedManifest:
         shown = await self._discovery.find_manifest_by_cid(cid.text) if self._discovery else []

@@ -66,6 +66,7 @@ class View:
         self._examine: Callable[[], Any] | None = None
         self.hardware: Hardware | None = None
         """Probed in a thread after the start; None until then."""
+        self.hardware_known = trio.Event()
         self.api = ""
         self.gateway_port = 0
         self.gateway_listen = ""

@@ -122,6 +122,7 @@ async def _hardware(home: Path, view: View, metrics: Metrics, changed: Callable[
     """The probe may need seconds to wake a card, so the node starts without it."""
     while True:
         view.hardware = await trio.to_thread.run_sync(probe, home)
+        view.hardware_known.set()
         metrics.gpus((gpu.index, gpu.utilization_percent, gpu.memory_used_bytes) for gpu in view.hardware.gpus)
         for problem in view.hardware.problems:
             log.warning("%s", problem)

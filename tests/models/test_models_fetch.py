@@ -7,13 +7,14 @@ import dataclasses
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from octonode.errors import Unreachable, VerificationFailed
+from octonode.errors import NotFound, Unreachable, VerificationFailed
 from octonode.ipfs.blocks import Body, FileRange
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.gateway import GatewayLimits
@@ -268,6 +269,8 @@ async def test_nobody_has_it(home: Path, published: ModelEntry, autojump_clock: 
         await fetch(published.root, ModelStore(home), peers=_Peers(), limits=LIMITS)
     with pytest.raises(Unreachable):
         await fetch(published.root, ModelStore(home), limits=LIMITS)
+    with pytest.raises(NotFound, match="right CID"):  # with time to look for others: nobody was ever known to have it
+        await fetch(published.root, ModelStore(home), peers=_Peers(), limits=replace(LIMITS, nobody_seconds=1.0))
     assert ModelStore(home).roots() == ()
 
 
