@@ -84,7 +84,7 @@ async def _run(api: str, reference: str, pids: tuple[int, ...]) -> Run:
     run = Run()
 
     async def one(number: int) -> None:
-        prompt = f"{number} ".ljust(PROMPT_BYTES, "words and ")[:PROMPT_BYTES]
+        prompt = f"{number} {'words and ' * 60}"[:PROMPT_BYTES]
         reply = await ask(api, reference, prompt, TOKENS)
         if number >= WARM_SECONDS * REQUESTS_PER_SECOND:
             run.replies.append(reply)

@@ -20,9 +20,9 @@ from scripts.bench.chat import ask
 from scripts.bench.nodes import MODEL, START_SECONDS, pair
 from scripts.bench.rows import Goal, Row, median
 
-ROUNDS = 5
+ROUNDS = 8
 STREAMS = 8
-TOKENS = 96
+TOKENS = 128
 _AGAINST = "the same worker driven over frames by a bare trio parent, in turn; SmolLM2-135M Q4_1, 1 engine thread"
 
 ONE = Goal("tokens_through_peer_1", "ratio", ">=", 0.97, f"{_AGAINST}, 1 stream")
@@ -104,15 +104,15 @@ async def measure(folder: Path) -> list[Row]:
         async def bare(prompt: str) -> int:
             return await parent.generate(prompt, TOKENS)
 
-        rows = []
+        rows: list[Row] = []
         for goal, streams in ((ONE, 1), (EIGHT, STREAMS)):
             ratios = []
             for number in range(-1, ROUNDS):  # the first warms both and does not count
                 prompts = [f"Round {number}, {stream}: write a long story about the sea." for stream in range(streams)]
-                alone = await _speed(bare, prompts)
-                ratio = await _speed(through_peer, prompts) / alone
+                ways = (bare, through_peer) if number % 2 else (through_peer, bare)
+                speeds = {way: await _speed(way, prompts) for way in ways}
                 if number >= 0:
-                    ratios.append(ratio)
+                    ratios.append(speeds[through_peer] / speeds[bare])
             rows.append(goal.row(median(ratios), ROUNDS))
     return rows
 
