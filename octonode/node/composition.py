@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -18,71 +16,30 @@ from octonode.api.connection import ConnectionLimits
 from octonode.api.ports import Ports
 from octonode.api.schema import to_json
 from octonode.api.server import Bound, serve
-from octonode.config import Config, NetworkConfig, split_host_port
-from octonode.engines.contract import LoadRequest
-from octonode.engines.select import load_request, require_engine
-from octonode.engines.supervisor import Supervisor
-from octonode.errors import ConfigError
+from octonode.config import Config, split_host_port
+from octonode.engines.select import require_engine
 from octonode.identity import NodeKey
-from octonode.ids import AGENT_PROTOCOL, PeerId, public_key_from_peer_id
+from octonode.ids import AGENT_PROTOCOL
 from octonode.ipfs.gateway import Gateway, GatewayLimits
 from octonode.metrics import Metrics
-from octonode.models.formats import sniff
-from octonode.models.library import Library
 from octonode.models.store import ModelStore
-from octonode.models.trust import TrustTable
-from octonode.network.access import Access, TokenFiles
-from octonode.network.announcer import Announcer
-from octonode.network.clock import wall_clock_ms
-from octonode.network.discovery import Discovery
-from octonode.network.hello import Hello
-from octonode.network.host import Network
-from octonode.network.intake import Intake
-from octonode.network.joinline import parse_line
-from octonode.network.libp2p import build_network
-from octonode.network.membership import Membership
-from octonode.network.own_announcement import OwnAnnouncement
-from octonode.network.peerbook import Peerbook
-from octonode.network.records import RecordRules
-from octonode.network.sequence import SequenceFile
 from octonode.node.counting import count
 from octonode.node.doctor import Doctor
 from octonode.node.events import Events
 from octonode.node.lock import daemon_file
 from octonode.node.models import Models
-from octonode.node.peers import Peers, remembered
+from octonode.node.peers import Peers
 from octonode.node.records import CountedLog
-from octonode.node.resolving import Resolver
-from octonode.node.shelf import Shelf
-from octonode.node.source import Source
+from octonode.node.rooms import Holdings, Presence, Reach, build_holdings, build_presence, build_reach
 from octonode.node.view import VERSION, View
 from octonode.node.watch import watch
-from octonode.node.wishes import Wishes
-from octonode.state import State
 from octonode.tasks.dispatcher import Dispatcher
 from octonode.tasks.provider import Provider
-from octonode.tasks.residency import Residency, ResolvedModel
-from octonode.tasks.slots import EngineSlots
 
 DRAIN_SECONDS = 10.0
 LEAVE_SECONDS = 2.0
 HARDWARE_SECONDS = 2.0
 """The ready line waits so long for the tier; a card that sleeps may take longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What runs, in the order of being started."""
-
-    state: State
-    supervisor: Supervisor
-    network: Network
-    dispatcher: Dispatcher
-    provider: Provider
-    residency: Residency
-    announcer: Announcer
-    membership: Membership
-    gateway: Gateway | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +51,12 @@ class Node:
     events: Events
     stopping: trio.Event
     """Set it to start the drain."""
-    parts: _Parts
-    store: ModelStore
-    source: Source
-    wishes: Wishes
+    reach: Reach
+    holdings: Holdings
+    presence: Presence
+    dispatcher: Dispatcher
+    provider: Provider
+    gateway: Gateway | None
     view: View
     app: Any
     watching: Callable[[], Awaitable[None]]
@@ -225,39 +184,34 @@ async def run(node: Node, on_ready: Callable[[Mapping[str, Any]], None]) -> None
                 on_ready(to_json(await node.view.facts()))
                 await node.stopping.wait()
                 node.events.emit("leaving")
-                await _drain(node.parts)
+                await _drain(node)
                 work.cancel_scope.cancel()
-        node.store.close()
+        node.holdings.store.close()
         faces_end.set()
 
 
 async def _start(node: Node, work: trio.Nursery) -> None:
     """In order of need: what keeps records, what runs models, what reaches peers, and then the work itself."""
-    parts = node.parts
-    await node.source.refresh()
-    for service in (parts.state.run, parts.supervisor.run, parts.network.run):
+    await node.holdings.source.refresh()
+    for service in (node.holdings.state.run, node.holdings.supervisor.run, node.reach.network.run):
         await work.start(service)
-    if parts.gateway is not None:
-        await work.start(parts.gateway.run)
+    if node.gateway is not None:
+        await work.start(node.gateway.run)
         host, _ = split_host_port(node.config.gateway.listen, "gateway.listen")
-        node.view.gateway_port = parts.gateway.port
-        node.view.gateway_listen = f"{host}:{parts.gateway.port}"
-    for service in (
-        parts.dispatcher.run,
-        parts.provider.run,
-        parts.residency.run,
-        parts.announcer.run,
-        parts.membership.run,
-    ):
+        node.view.gateway_port = node.gateway.port
+        node.view.gateway_listen = f"{host}:{node.gateway.port}"
+    for service in (node.dispatcher.run, node.provider.run, node.holdings.residency.run):
+        await work.start(service)
+    for service in (node.presence.announcer.run, node.presence.membership.run):
         await work.start(service)
     work.start_soon(node.watching)
     work.start_soon(node.counting)
-    for reference in (*node.config.models.serve, *node.wishes.all()):
-        parts.residency.add(reference)
+    for reference in (*node.config.models.serve, *node.holdings.wishes.all()):
+        node.holdings.residency.add(reference)
 
 
-async def _drain(parts: _Parts) -> None:
+async def _drain(node: Node) -> None:
     """Say that we leave while open tasks come to their end; after the deadline they are cut."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(parts.announcer.leave, LEAVE_SECONDS)
-        nursery.start_soon(parts.provider.drain, DRAIN_SECONDS)
+        nursery.start_soon(node.presence.announcer.leave, LEAVE_SECONDS)
+        nursery.start_soon(node.provider.drain, DRAIN_SECONDS)

@@ -87,11 +87,11 @@ async def test_manifests_of_others_and_forged_ones_are_passed_over(home: Path) -
     assert await world.root(f"{PUBLISHER.peer_id}/m") == right.manifest.root
 
 
-async def test_only_forgeries_are_as_good_as_nobody(home: Path) -> None:
+async def test_only_forgeries_are_said_to_be_forgeries(home: Path) -> None:
     world = World(home, manifest(STRANGER).encode(), b"junk")
     with pytest.raises(OctonodeError) as caught:
         await world.root(f"{PUBLISHER.peer_id}/m")
-    assert caught.value.code == "MODEL_NOT_FOUND"
+    assert caught.value.code == "VERIFICATION_FAILED"
 
 
 async def test_a_manifest_asked_for_by_cid_must_be_that_one(home: Path) -> None:

@@ -282,7 +282,7 @@ def test_well_formed_nonsense_raises_only_remote_protocol_errors(
     [
         TaskRequest(input={1: 2}),  # type: ignore[dict-item]
         TaskRequest(parameters={"temperature": float("inf")}),
-        TaskRequest(token="t" * 257),
+        TaskRequest(token="t" * 513),
         TaskRequest(input_artifact="photo"),
         TaskResponse(state="working"),  # type: ignore[arg-type]
         StatusUpdate(state="completed"),

@@ -87,7 +87,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("octonode/cli/network.py", "import multiaddr", "libp2p only"),
         ("octonode/engines/supervisor.py", "import xllamacpp", "engine libraries"),
         ("octonode/tasks/provider.py", "import octonode.engines.adapters.llama", "adapters only"),
-        ("octonode/engines/supervisor.py", "import octonode.engines.worker", "worker's main"),
+        ("octonode/engines/supervisor.py", "import octonode.engines.worker", "nothing imports the worker"),
         ("octonode/cli/models.py", "import octonode.testing.network", "testing is for"),
     ],
 )

@@ -49,7 +49,7 @@ async def supervised(what: str, work: Callable[[], Awaitable[Any]]) -> None:
         pause = min(2 * pause, RESTART_PAUSE_MAX_SECONDS)
 
 
-class ContainedManager:
+class ContainedTasks:
     """Stands in for the library's service manager, under which one failing task ends all others.
 
     `spawn(what, work, *args)` starts a contained task. `on_failure(work)` is told of a task that raised. When a task

@@ -15,7 +15,7 @@ from libp2p.pubsub.pubsub_notifee import PubsubNotifee
 
 from octonode.errors import LocalProtocolError
 from octonode.ids import PeerId, public_key_from_peer_id
-from octonode.network.libp2p.containment import ContainedManager, contained
+from octonode.network.libp2p.containment import ContainedTasks, contained
 from octonode.network.libp2p.guard import reset_quietly
 from octonode.network.libp2p.host import Libp2pHost
 from octonode.network.libp2p.library import to_library_id, to_peer_id
@@ -114,7 +114,7 @@ class Gossip:
     async def _run(self) -> None:
         """One life of the library's services; whoever supervises us begins the next."""
         async with trio.open_nursery() as nursery:
-            manager = ContainedManager(partial(_spawn, nursery))
+            manager = ContainedTasks(partial(_spawn, nursery))
             router, pubsub = self._build()
             router._manager = pubsub._manager = manager
             manager.run_daemon_task(router.run)

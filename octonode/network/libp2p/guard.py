@@ -22,7 +22,7 @@ from multiaddr import Multiaddr
 
 from octonode.errors import Unreachable
 from octonode.network.host import ProtocolNotSupported, StreamReset
-from octonode.network.libp2p.containment import ContainedManager, contained
+from octonode.network.libp2p.containment import ContainedTasks, contained
 from octonode.network.libp2p.library import NEGOTIATION_SECONDS, to_peer_id
 from octonode.network.libp2p.links import Links, Spawn
 from octonode.network.slots import INBOUND_SLACK
@@ -75,7 +75,7 @@ class Guard:
         self.identified: list[Callable[[ID], None]] = []
         """Called with each peer whose protocols have become known."""
 
-    def install(self, manager: ContainedManager, nursery: trio.Nursery) -> None:
+    def install(self, manager: ContainedTasks, nursery: trio.Nursery) -> None:
         swarm, host = self._swarm, self._host
         swarm._manager = manager
         swarm.background_nursery = nursery

@@ -20,7 +20,7 @@ from octonode.errors import Unreachable
 from octonode.identity import NodeKey
 from octonode.ids import PeerId
 from octonode.network.host import Stream, StreamHandler
-from octonode.network.libp2p.containment import ContainedManager, contained, supervised
+from octonode.network.libp2p.containment import ContainedTasks, contained, supervised
 from octonode.network.libp2p.guard import Guard, close_broken
 from octonode.network.libp2p.library import (
     ADDRESSES_PER_PEER_MAX,
@@ -141,7 +141,7 @@ class Libp2pHost:
         self._places = listening_places(listener)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            manager = ContainedManager(self.spawn, close_broken)
+            manager = ContainedTasks(self.spawn, close_broken)
             self.guard.install(manager, nursery)
             self._swarm.register_notifee(_Watcher(self.guard))
             await nursery.start(self._doorkeeper.serve, listener)

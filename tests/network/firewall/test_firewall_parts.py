@@ -22,7 +22,7 @@ from octonode.errors import ConfigError
 from octonode.identity import NodeKey
 from octonode.network.keys import multihash
 from octonode.network.libp2p import build_network, kad_stores, writes
-from octonode.network.libp2p.containment import ContainedManager, contained, supervised
+from octonode.network.libp2p.containment import ContainedTasks, contained, supervised
 from octonode.network.libp2p.kad_stores import FreshProviders
 from octonode.network.libp2p.library import BoundedPeerStore, parse_dial_address, to_library_id
 from octonode.network.libp2p.writes import WholeWrites
@@ -193,7 +193,7 @@ async def test_a_daemon_task_that_ends_finishes_its_service() -> None:
         def spawn(what: str, work: Callable[..., Any], *args: Any) -> None:
             nursery.start_soon(contained, what, work, *args)
 
-        manager = ContainedManager(spawn)
+        manager = ContainedTasks(spawn)
         manager.run_task(trio.sleep, 0)
         await trio.testing.wait_all_tasks_blocked()
         assert manager.is_running

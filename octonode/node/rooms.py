@@ -1,0 +1,182 @@
+"""The parts of a node in three groups, each built from what stands below it: reach, holdings, presence."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from octonode.config import Config, NetworkConfig
+from octonode.engines.contract import LoadRequest
+from octonode.engines.select import load_request
+from octonode.engines.supervisor import Supervisor
+from octonode.errors import ConfigError
+from octonode.identity import NodeKey
+from octonode.ids import PeerId, public_key_from_peer_id
+from octonode.metrics import Metrics
+from octonode.models.formats import sniff
+from octonode.models.library import Library
+from octonode.models.store import ModelStore
+from octonode.models.trust import TrustTable
+from octonode.network.access import Access, TokenFiles
+from octonode.network.announcer import Announcer
+from octonode.network.clock import Chance, wall_clock_ms
+from octonode.network.discovery import Discovery
+from octonode.network.hello import Hello, Manifests
+from octonode.network.host import Network
+from octonode.network.intake import Intake
+from octonode.network.joinline import parse_line
+from octonode.network.libp2p import build_network
+from octonode.network.membership import Membership
+from octonode.network.own_announcement import Facts, OwnAnnouncement
+from octonode.network.peerbook import Peerbook
+from octonode.network.records import RecordRules
+from octonode.network.sequence import SequenceFile
+from octonode.node.events import Events
+from octonode.node.peers import remembered
+from octonode.node.resolving import Resolver
+from octonode.node.shelf import Shelf
+from octonode.node.source import Source
+from octonode.node.wishes import Wishes
+from octonode.state import State
+from octonode.tasks.residency import Residency, ResolvedModel
+from octonode.tasks.slots import EngineSlots
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Who we can reach, and who may reach us."""
+
+    network: Network
+    settings: NetworkConfig
+    """With the addresses of earlier joins."""
+    peerbook: Peerbook
+    intake: Intake
+    tokens: TokenFiles
+    access: Access
+    chance: Chance
+
+
+def build_reach(config: Config, key: NodeKey) -> Reach:
+    """Raises ConfigError for bootstrap lines, tokens and peer ids that cannot be."""
+    tokens = TokenFiles(config.home)
+    settings = _with_joined(config, tokens)
+    rules = RecordRules(wall_clock_ms)
+    network = build_network(key, settings, validator=rules.validate, select=rules.select)
+    access = Access(config.network.access, key.peer_id, (tokens.own(), *tokens.joined()), _peer_ids(config))
+    peerbook = Peerbook(key.peer_id, config.network.peerbook_peers_max)
+    intake = Intake(network.host, peerbook, wall_clock_ms)
+    return Reach(network, settings, peerbook, intake, tokens, access, random.Random())
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What we hold and run: records, models, workers."""
+
+    state: State
+    store: ModelStore
+    library: Library
+    shelf: Shelf
+    resolver: Resolver
+    source: Source
+    wishes: Wishes
+    supervisor: Supervisor
+    residency: Residency
+    slots: EngineSlots
+
+
+def build_holdings(config: Config, key: NodeKey, reach: Reach, events: Events, metrics: Metrics) -> Holdings:
+    store = ModelStore(config.home, disk_bytes_max=config.models.disk_bytes_max)
+    trust = TrustTable(config.home, always=(key.peer_id, *config.models.trust), trust_all=config.models.trust_all)
+    library = Library(store, trust, key)
+    shelf = Shelf(library)
+    resolver = Resolver(library, shelf, reach.peerbook)
+    source = Source(
+        settings=config.models, library=library, shelf=shelf, resolver=resolver, events=events, metrics=metrics
+    )
+    wishes = Wishes(config.home)
+    supervisor = Supervisor(config.engines, directory=config.home / "workers")
+    return Holdings(
+        state=State(config.home / "state.sqlite", receipts_max=config.tasks.receipts_max),
+        store=store,
+        library=library,
+        shelf=shelf,
+        resolver=resolver,
+        source=source,
+        wishes=wishes,
+        supervisor=supervisor,
+        residency=Residency(source=source, engines=supervisor, load_request=partial(_load_request, config, wishes)),
+        slots=EngineSlots(config.tasks.queue_max),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """How others know of us, and we of them."""
+
+    own: OwnAnnouncement
+    hello: Hello
+    announcer: Announcer
+    discovery: Discovery
+    membership: Membership
+
+
+def build_presence(config: Config, key: NodeKey, reach: Reach, *, facts: Facts, manifests: Manifests) -> Presence:
+    network, host = reach.network, reach.network.host
+    own = OwnAnnouncement(
+        signer=key, host=host, facts=facts, sequence=SequenceFile(config.home), settings=reach.settings,
+        now_ms=wall_clock_ms,
+    )  # fmt: skip
+    hello = Hello(
+        host=host, own=own, peerbook=reach.peerbook, intake=reach.intake, now_ms=wall_clock_ms, random=reach.chance,
+        manifests=manifests,
+    )  # fmt: skip
+    announcer = Announcer(
+        own=own, host=host, hello=hello, routing=network.routing, values=network.values, pubsub=network.pubsub,
+        settings=reach.settings, now_ms=wall_clock_ms, random=reach.chance,
+    )  # fmt: skip
+    discovery = Discovery(
+        host=host, hello=hello, intake=reach.intake, peerbook=reach.peerbook, routing=network.routing,
+        values=network.values, now_ms=wall_clock_ms, random=reach.chance,
+    )  # fmt: skip
+    membership = Membership(
+        host=host, hello=hello, intake=reach.intake, peerbook=reach.peerbook, pubsub=network.pubsub,
+        settings=reach.settings, now_ms=wall_clock_ms, random=reach.chance,
+    )  # fmt: skip
+    return Presence(own, hello, announcer, discovery, membership)
+
+
+def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:
+    """The network's settings with the addresses of earlier joins. A join line given as bootstrap brings its token."""
+    for text in config.network.bootstrap:
+        line = parse_line(text)
+        if line.token:
+            tokens.adopt(line.token)
+    bootstrap = tuple(dict.fromkeys((*config.network.bootstrap, *remembered(config.home))))
+    return replace(config.network, bootstrap=bootstrap)
+
+
+def _peer_ids(config: Config) -> tuple[PeerId, ...]:
+    for text in config.network.allowed_peers:
+        try:
+            public_key_from_peer_id(text)
+        except ValueError as error:
+            raise ConfigError(f"network.allowed_peers: {error}") from None
+    return tuple(PeerId(text) for text in config.network.allowed_peers)
+
+
+def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Path) -> LoadRequest:
+    engine = wishes.engine_of(model.name, model.root)
+    settings = replace(config.engines, default=engine) if engine else config.engines
+    model_format = model.format
+    if not model_format:  # known by its root alone: the content says what it is
+        with path.open("rb") as file:
+            model_format = sniff(file).format
+    return load_request(
+        settings,
+        model_root=model.root,
+        model_path=path,
+        model_format=model_format,
+        context_tokens_max=model.context_tokens,
+    )
