@@ -87,7 +87,6 @@ class EnginesConfig:
     parallel: int = 4
     context_tokens: int = 2048
     prefill_chunk_tokens: int = 64
-    prompt_cache_bytes_max: int = 256 * MIB
     python: str = ""
     """Interpreter of the workers; empty: ours."""
     memory_bytes_max: int = 0

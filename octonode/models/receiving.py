@@ -17,6 +17,8 @@ THREADS: Final = 2
 QUEUE_BATCHES: Final = 1024
 """Batches waiting for a thread. Never reached: the windows of the sources bound what is in memory, and a lane waits
 for its batches before it takes the next run."""
+SYNC_SECONDS: Final = 2.0
+"""What was written is synced and marked at the latest after this, as leaves come."""
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -46,6 +48,7 @@ class Receiver:
         self._send, self._receive = trio.open_memory_channel[Batch](QUEUE_BATCHES)
         self._limiter = trio.CapacityLimiter(THREADS)
         self._sync_lock = trio.Lock()
+        self._synced_at = trio.current_time()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Raises OctonodeError (DISK_FULL), or RemoteProtocolError when the DAG lies about a size."""
@@ -67,10 +70,16 @@ class Receiver:
                 self._on_verified(batch.source, good)
             if wrong is not None:
                 self._on_wrong(batch.source, wrong)
-            if self._writer.pending_bytes >= self._sync_bytes:
+            if self._sync_is_due():
                 async with self._sync_lock:
-                    if self._writer.pending_bytes >= self._sync_bytes:
+                    if self._sync_is_due():
                         await trio.to_thread.run_sync(self._writer.sync)
+                        self._synced_at = trio.current_time()
+
+    def _sync_is_due(self) -> bool:
+        """After so many bytes; on a slow line after so many seconds, since a minute's bytes are dear there."""
+        late = trio.current_time() - self._synced_at >= SYNC_SECONDS
+        return self._writer.pending_bytes >= self._sync_bytes or (late and self._writer.pending_bytes > 0)
 
     def _verify_and_write(self, batch: Batch) -> tuple[list[Leaf], Leaf | None]:
         """In a thread. What was right and written, and the first that was wrong; nothing wrong is ever written."""

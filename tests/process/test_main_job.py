@@ -52,7 +52,7 @@ async def fetch_with_a_kill(home: Path, *flags: str) -> tuple[Daemon, int, dict[
             while True:
                 event = await first.wait_for("model", state="fetching")
                 latest = [e for e in first.events if e.get("event") == "model" and e["state"] == "fetching"][-1]
-                if 72_000_000 < latest["done_bytes"] < latest["total_bytes"]:
+                if 60_000_000 < latest["done_bytes"] < latest["total_bytes"]:
                     break
                 assert event
                 await trio.sleep(0.02)
