@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 import typing
@@ -223,16 +224,25 @@ def _convert_scalar(value: Any, hint: type, where: str) -> Any:
     if hint is bool and isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
         return value.lower() in ("true", "1")
     if hint in (int, float) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        try:
-            number = hint(value)
-        except ValueError:
-            raise ConfigError(f"{where} = {value!r}: a number is needed") from None
-        if number < 0:
-            raise ConfigError(f"{where} = {value!r}: it cannot be negative")
-        return number
-    if isinstance(value, hint):
+        return _convert_number(value, hint, where)
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise ConfigError(f"{where} = {value!r}: {hint.__name__} is needed")
+    raise ConfigError(f"{where} = {value!r}: {_NAMES[hint]} is needed")
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _convert_number(value: str | int | float, hint: type, where: str) -> int | float:
+    try:
+        number = float(value) if hint is float else int(value)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{where} = {value!r}: {_NAMES[hint]} is needed") from None
+    if not math.isfinite(number) or (isinstance(value, float) and number != value):
+        raise ConfigError(f"{where} = {value!r}: {_NAMES[hint]} is needed")
+    if number < 0:
+        raise ConfigError(f"{where} = {value!r}: it cannot be negative")
+    return number
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -5,6 +5,7 @@ The key is an Ed25519 seed of 32 bytes in `OCTONODE_HOME/node.key`, readable by 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -58,18 +59,24 @@ def verify(peer_id: str, message: bytes, signature: bytes) -> bool:
 
 
 def load_or_create(home: Path) -> NodeKey:
-    """The key in `home`, made at the first call. Raises ConfigError when the file is not a key, or others can read it."""
+    """The key in `home`, made at the first call. Raises ConfigError when the file is no key or others can read it.
+
+    The file appears whole or not at all, and two processes that make it at the same moment get the same key.
+    """
     path = home / "node.key"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _load(path)
-    with os.fdopen(fd, "wb") as file:
-        seed = secrets.token_bytes(32)
-        file.write(seed)
-        file.flush()
-        os.fsync(file.fileno())
-    return NodeKey(seed)
+    if not path.exists():
+        fresh = home / f"node.key.{secrets.token_hex(8)}"
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)
+        finally:
+            fresh.unlink()
+    return _load(path)
 
 
 def _load(path: Path) -> NodeKey:
@@ -77,5 +84,5 @@ def _load(path: Path) -> NodeKey:
         raise ConfigError(f"{path} can be read by others; run: chmod 600 {path}")
     seed = path.read_bytes()
     if len(seed) != 32:
-        raise ConfigError(f"{path} holds {len(seed)} bytes, not a 32-byte key; restore it from a backup, or move it away")
+        raise ConfigError(f"{path} holds {len(seed)} bytes, not 32; restore it from a backup, or move it away")
     return NodeKey(seed)
