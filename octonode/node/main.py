@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -51,12 +52,18 @@ async def _live(config: Config, key: identity.NodeKey, on_ready: Show, on_event:
     events = Events()
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
-        shown = await nursery.start(_show_events, events, on_event)
+        ready = trio.Event()
+        shown = await nursery.start(_show_events, events, on_event, ready)
         await nursery.start(_watch_signals, stopping)
         from octonode.node.composition import build, run  # imports the network: a second or more
 
         node = build(config, key, events=events, stopping=stopping)
-        await run(node, on_ready)
+
+        def tell(facts: Mapping[str, Any]) -> None:
+            on_ready(facts)
+            ready.set()
+
+        await run(node, tell)
         events.emit("stopped")
         events.close()
         with trio.move_on_after(SHOW_SECONDS):
@@ -64,11 +71,17 @@ async def _live(config: Config, key: identity.NodeKey, on_ready: Show, on_event:
         nursery.cancel_scope.cancel()
 
 
-async def _show_events(events: Events, on_event: Show, *, task_status: trio.TaskStatus[trio.Event]) -> None:
-    """Until the events end, or nobody reads them. In a thread: a reader that stalls must not stall the node."""
+async def _show_events(
+    events: Events, on_event: Show, ready: trio.Event, *, task_status: trio.TaskStatus[trio.Event]
+) -> None:
+    """From the ready line, which comes first, until the events end or nobody reads them.
+
+    In a thread: a reader that stalls must not stall the node.
+    """
     done = trio.Event()
     async with events.subscribe() as stream:
         task_status.started(done)
+        await ready.wait()
         try:
             async for event in stream:
                 await trio.to_thread.run_sync(on_event, event, abandon_on_cancel=True)
@@ -83,6 +96,6 @@ async def _watch_signals(stopping: trio.Event, *, task_status: trio.TaskStatus[N
         task_status.started()
         async for number in signals:
             if stopping.is_set():
-                print("octonode: quitting at once; open tasks are lost", file=sys.stderr)
-                raise SystemExit(128 + number)
+                print("octonode: quitting at once; open tasks are lost", file=sys.stderr, flush=True)
+                os._exit(128 + number)  # nothing more is waited for; the workers see our end
             stopping.set()

@@ -111,13 +111,13 @@ class Models:
         return ModelOutcome(self._facts(held.root), seconds=time.monotonic() - began, records=records, note=note)
 
     async def _provided(self, root: str) -> int:
-        """Wait until the DHT has taken the records of a model, and count them."""
+        """Wait until the DHT has taken the records of a model, and count them; 0 at once where nobody is there."""
         held = self._shelf.get(root)
         assert held is not None
         labels = {held.root, held.name, held.manifest} - {""}
         done = 0
         with trio.move_on_after(PUBLISH_TIMEOUT_SECONDS):
-            while True:
+            while self._peerbook.peers(wall_clock_ms()):
                 records = [each for each in self._announcer.status.records if each.label in labels]
                 done = sum(each.provided_at_ms > 0 for each in records)
                 if len(records) >= len(labels) and all(each.provided_at_ms or each.failures for each in records):

@@ -87,6 +87,8 @@ class Provider:
         self._runs: OrderedDict[Key, Run] = OrderedDict()
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._idle = trio.lowlevel.ParkingLot()
+        self._streams = 0
+        """Streams whose task's news are not yet all read by the asker."""
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -125,7 +127,7 @@ class Provider:
         return False
 
     async def _until_idle(self) -> None:
-        while self.open:
+        while self.open or self._streams:
             await self._idle.park()
 
     async def handle(self, stream: Stream) -> None:
@@ -146,7 +148,12 @@ class Provider:
             await self._refuse(stream, exchange, run)
             return
         self._take(events[1:], exchange, run)
-        await self._serve(stream, exchange, run)
+        self._streams += 1
+        try:
+            await self._serve(stream, exchange, run)
+        finally:
+            self._streams -= 1
+            self._idle.unpark_all()
 
     def _gate(self, peer: PeerId, header: Header, message: Message) -> None:
         """The cheap checks, before the signature. Raises RemoteProtocolError with the refusal's code."""
@@ -218,8 +225,7 @@ class Provider:
             self._ended[key] = None
             while len(self._ended) > RUNS_ENDED_MAX:
                 self._runs.pop(self._ended.popitem(last=False)[0], None)
-            if not self.open:
-                self._idle.unpark_all()
+            self._idle.unpark_all()
         self._keep(run)
 
     def _keep(self, run: Run) -> None:
@@ -273,6 +279,8 @@ class Provider:
             await self._refuse(stream, exchange, bounded(report(fault[0])))
         elif lost:
             await stream.reset()
+        else:
+            await _until_read(stream)
 
     async def _listen(
         self,
@@ -318,6 +326,14 @@ class Provider:
             await stream.send(exchange.send(why, self._now_ms()))
         if scope.cancelled_caught:
             await stream.reset()
+
+
+async def _until_read(stream: Stream) -> None:
+    """Until the asker has ended its side, as it does once it has read our last frame. Raises StreamReset."""
+    with trio.move_on_after(WRITE_SECONDS_MAX):
+        await stream.finish()
+        while await stream.receive():
+            pass
 
 
 def _bounds(settings: TasksConfig) -> Bounds:
