@@ -61,6 +61,7 @@ $(READY): pyproject.toml
 		echo 'make: no virtual environment could be made. Debian, Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@echo 'installing into .venv (a minute or two) ...'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm -rf .venv/lib/python3*/site-packages/trio-stubs # of trio-typing, by libp2p: years behind trio's own types
 	@touch $@
 
 $(MODEL): scripts/get_model.py | $(READY)
