@@ -58,7 +58,7 @@ def run(
     question = "" if explain else _question(prompt)
     _check_file(model)
     with a_node() as client:
-        reference = _reference(client, model, trust=trust, quiet=as_json)
+        reference = model if peer else _reference(client, model, trust=trust, quiet=as_json)
         if explain:
             _explain(client, reference, peer, as_json=as_json)
             return
@@ -139,6 +139,8 @@ def _reference(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
         model = f"file:{Path(model).absolute()}"
     elif client.model(model).servers:
         return model
+    else:
+        print(f"nobody known here serves {model}; loading it on this node", file=sys.stderr)
     title = f"load {model.rpartition('/')[2]}"
 
     def act(trusted: bool) -> ModelOutcome:

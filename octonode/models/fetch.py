@@ -43,7 +43,7 @@ async def fetch(
 
     `sources` are used from the start, the gateways that `peers` names as they appear. With a `manifest` its sizes and
     roots are compared with the DAG before disk is taken. Raises NotFound (nobody is known to have it), Unreachable
-    (those who have it do not give it; what came is kept),
+    (those who have it do not give it; what came is kept), VerificationFailed (what they give is wrong),
     VerificationFailed (root or manifest lie), OctonodeError DISK_FULL, ALREADY_RUNNING. Cancelling loses at most the
     group that was not synced.
     """
@@ -140,6 +140,12 @@ async def _fetch_nodes(
                 f"nobody known here has {root}: is it the right CID, and is a node that holds it online? See: "
                 "octonode peers",
                 code="MODEL_NOT_FOUND",
+            )
+        lied = bool(sources) and all(source.name in banned for source in sources)
+        if lied and (peers is None or trio.current_time() > started + limits.nobody_seconds):
+            raise VerificationFailed(
+                f"nobody known gives true blocks of {root}: {last}. Nothing was written; run the same command again "
+                "when another holder is online"
             )
         if peers is None or trio.current_time() > deadline:
             raise Unreachable(f"no source has {root}: {last}. Is a peer that holds it online? See: octonode peers")

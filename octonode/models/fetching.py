@@ -50,7 +50,7 @@ class FetchLimits:
     give_up_seconds: float = 60.0
     """Without a new byte."""
     nobody_seconds: float = 15.0
-    """While nobody at all is known to have the model."""
+    """While nobody at all is known to have the model, or all who have it gave wrong bytes."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 

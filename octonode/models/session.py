@@ -69,7 +69,8 @@ class FetchSession:
         self._measured: Counter[str] = Counter()
 
     async def run(self, sources: Sequence[Source], peers: BlockPeers | None) -> None:
-        """Until every leaf is verified and written. Raises Unreachable when no byte came for too long."""
+        """Until every leaf is verified and written. Raises Unreachable when no byte came for too long,
+        VerificationFailed when all sources lie."""
         self._last_byte_at = trio.current_time()
         if not self._plan.complete:
             with one_error():
@@ -90,18 +91,28 @@ class FetchSession:
         while True:
             now = trio.current_time()
             self._start_sources(sources, nursery, now)
-            hopeless = not self._active and peers is None and all(s.name in self._banned for s in sources)
-            if hopeless or now - self._last_byte_at > self._limits.give_up_seconds:
-                missing = self._plan.missing.bit_count()
-                raise Unreachable(
-                    f"{missing} of {len(self._layout.leaves)} blocks of {self._layout.root} are missing and no source "
-                    f"gives them: {self._last_error}. What was fetched is kept; run the same command again later"
-                )
+            self._give_up_in_time(sources, peers is not None, now - self._last_byte_at)
             await trio.sleep(self._limits.retry_seconds)
             if peers is not None and trio.current_time() >= next_ask:
                 await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
                 pause = self._limits.ask_peers_seconds if self._active else 4 * self._limits.retry_seconds
                 next_ask = trio.current_time() + pause
+
+    def _give_up_in_time(self, sources: Sequence[Source], more_may_come: bool, quiet_seconds: float) -> None:
+        """Raises VerificationFailed once all who are known to have it lied, Unreachable after a long silence."""
+        missing = self._plan.missing.bit_count()
+        what = f"{missing} of {len(self._layout.leaves)} blocks of {self._layout.root} are missing"
+        lied = not self._active and all(source.name in self._banned for source in sources)
+        if lied and sources and (not more_may_come or quiet_seconds > self._limits.nobody_seconds):
+            raise VerificationFailed(
+                f"{what} and nobody known gives true ones: {self._last_error}. Nothing false was written and what was "
+                "verified is kept; run the same command again when another holder is online"
+            )
+        if (lied and not more_may_come) or quiet_seconds > self._limits.give_up_seconds:
+            raise Unreachable(
+                f"{what} and no source gives them: {self._last_error}. What was fetched is kept; run the same command "
+                "again later"
+            )
 
     def _start_sources(self, sources: Sequence[Source], nursery: trio.Nursery, now: float) -> None:
         for source in sorted(sources, key=lambda each: each.rank):
