@@ -40,7 +40,7 @@ from octonode.api.schema import (
 )
 from octonode.api.streaming import SSE, EventStream, cancel_when_gone
 from octonode.errors import OctonodeError
-from octonode.ids import PeerId
+from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.tasks.asking import Answered, Ask, AskEvent, Attempt, Pieces, Progress
 
 COLD_WAIT_SECONDS = 10.0
@@ -216,6 +216,13 @@ class _Answering:
 
 
 def as_ask(request: ChatRequest, model: ModelFacts) -> Ask:
+    """Raises BAD_REQUEST for a peer to ask that is no peer id."""
+    if request.peer:
+        try:
+            public_key_from_peer_id(request.peer)
+        except ValueError:
+            message = f"{request.peer[:64]!r} is no peer id (12D3KooW...); see: octonode peers"
+            raise OctonodeError(message, code="BAD_REQUEST", detail={"param": "octonode.peer"}) from None
     ask = Ask(
         model_root=model.root,
         messages=request.messages,
