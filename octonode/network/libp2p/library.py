@@ -58,17 +58,26 @@ class BoundedPeerStore(PeerStore):  # type: ignore[misc]
 
 
 class HookedNoise(NoiseTransport):  # type: ignore[misc]
-    """Noise that hands every secured connection to `hook` before anything is written on it."""
+    """Noise that hands every secured connection to `hook` before anything is written on it.
+
+    A peer whose key is not Ed25519 is refused here: its id holds no key to check a signature with.
+    """
 
     def __init__(self, key_pair: Any, hook: SecuredHook) -> None:
         super().__init__(key_pair, noise_privkey=create_noise_key_pair().private_key)
         self._hook = hook
 
     async def secure_inbound(self, conn: Any) -> Any:
-        return self._hook(await super().secure_inbound(conn))
+        return self._hook(_of_our_kind(await super().secure_inbound(conn)))
 
     async def secure_outbound(self, conn: Any, peer_id: ID) -> Any:
-        return self._hook(await super().secure_outbound(conn, peer_id))
+        return self._hook(_of_our_kind(await super().secure_outbound(conn, peer_id)))
+
+
+def _of_our_kind(secured: Any) -> Any:
+    """Raises ValueError: all above this line takes every connected peer's id for that of an Ed25519 key."""
+    public_key_from_peer_id(secured.get_remote_peer().to_base58())
+    return secured
 
 
 def build_library_host(

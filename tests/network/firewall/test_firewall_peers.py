@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p import new_host as new_library_host
+from libp2p.crypto import ed25519, rsa, secp256k1
+from libp2p.peer.peerinfo import info_from_p2p_addr
+from multiaddr import Multiaddr
 
 from octonode.errors import Unreachable
 from octonode.network.host import StreamReset
@@ -131,6 +135,27 @@ async def test_connections_over_the_limit_are_refused(new_host: Any, echoes: Any
         await first.disconnect(b.peer_id)
         await until(lambda: len(b.connected) == 1)
         assert await echoes(third, b)
+
+
+@pytest.mark.parametrize("keys", [secp256k1, rsa], ids=["secp256k1", "rsa"])
+async def test_a_peer_with_another_kind_of_key_is_no_peer(new_host: Any, echoes: Any, until: Any, keys: Any) -> None:
+    """Its id holds no Ed25519 key: whoever opens a stream to it, or asks where it is, would fail by a ValueError."""
+    b = await new_host()
+    seen: set[str] = set()
+    address = info_from_p2p_addr(Multiaddr(b.addresses[0]))
+    stranger = new_library_host(key_pair=keys.create_new_key_pair())
+    b.guard.connected = lambda connection: seen.add(str(connection.muxed_conn.peer_id))
+    with trio.fail_after(GENEROUS_SECONDS):
+        async with stranger.run(listen_addrs=[]):
+            with pytest.raises(Exception):  # noqa: B017  # the library has several for a connection that is cut
+                await stranger.connect(address)
+                await (await stranger.new_stream(b.library.get_id(), [ECHO])).read(1)
+        assert not b.connected
+        assert not seen
+        stock = new_library_host(key_pair=ed25519.create_new_key_pair())
+        async with stock.run(listen_addrs=[]):
+            await stock.connect(address)
+            await until(lambda: len(b.connected) == 1)
 
 
 async def test_inbound_streams_over_the_limit_are_reset(new_host: Any, echoes: Any, until: Any) -> None:
