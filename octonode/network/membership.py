@@ -15,6 +15,7 @@ import trio
 from octonode.config import NetworkConfig
 from octonode.errors import ConfigError, OctonodeError
 from octonode.ids import ANNOUNCE_TOPIC, PeerId
+from octonode.network.addresses import AddressError
 from octonode.network.clock import Chance, NowMs
 from octonode.network.hello import Hello
 from octonode.network.host import Host, ProtocolNotSupported, PubSub
@@ -171,9 +172,11 @@ class Membership:
             try:
                 await self._host.connect(address)
                 return
-            except OctonodeError:
+            except (OctonodeError, ValueError) as error:
                 if index + 1 == len(line.addresses):
-                    raise
+                    if isinstance(error, OctonodeError):
+                        raise
+                    raise AddressError(str(error)) from None  # a websocket, say: read, and not dialled yet
 
     def _back_off(self, failures: int, first_seconds: float, last_seconds: float) -> float:
         wait_seconds = min(last_seconds, first_seconds * 2.0 ** min(failures - 1, 16))

@@ -6,9 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from octonode.errors import ConfigError, Unreachable
+from octonode.errors import ConfigError, OctonodeError, Unreachable
 from octonode.network import keys
 from octonode.network.host import Stream
+from octonode.network.joinline import JoinLine, encode
 from octonode.network.own_announcement import NodeFacts
 from octonode.network.roots import root_digest
 from octonode.protocol.announcement import Holding, Serving
@@ -181,6 +182,19 @@ async def test_a_malformed_bootstrap_is_a_config_error(world: World, autojump_cl
         world.make("a", bootstrap=("/ip4/127.0.0.1/tcp/4808",))
     with pytest.raises(ConfigError, match=r"network\.announce_addresses"):
         world.make("b", announce_addresses=("127.0.0.1:4808",))
+
+
+async def test_an_address_that_cannot_be_dialled_ends_nothing(world: World, autojump_clock: MockClock) -> None:
+    """A join line may name a websocket first: it is read, and no transport of ours dials it."""
+    a = await world.start("a")
+    websocket = f"/ip4/127.0.0.1/tcp/4809/ws/p2p/{a.id}"
+    elsewhere = f"/ip4/127.0.0.1/tcp/4809/ws/p2p/{key_of('c').peer_id}"
+    b = await world.start("b", bootstrap=(elsewhere,))
+    await until(lambda: any("/ws" in dial.sentence and dial.failures for dial in b.peers.membership.report().dials))
+    with pytest.raises(OctonodeError):
+        await b.peers.membership.join(elsewhere)
+    line = JoinLine(a.id, (websocket, a.address))
+    assert await b.peers.membership.join(encode(line)) == a.id
 
 
 async def test_our_own_address_as_bootstrap_is_said_so(world: World, autojump_clock: MockClock) -> None:
