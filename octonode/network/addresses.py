@@ -171,7 +171,7 @@ def may_dial(address: Address, reached_ips: Collection[str]) -> bool:
     `reached_ips` are those of our live authenticated connections (and our own, where we listen on nothing else).
     Public addresses and names always; loopback only when a peer is reached over loopback, for then the announcer may
     be on this machine too; private only when a peer is reached in the same private block. Names that resolve to a
-    private address are the transport's to refuse.
+    private address are refused when they are dialled (libp2p/dialling.py).
     """
     if address.port == 0:
         return False

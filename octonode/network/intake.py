@@ -9,9 +9,10 @@ import trio
 
 from octonode.errors import RemoteProtocolError
 from octonode.ids import PeerId
-from octonode.network.addresses import AddressError, dialable, parse, scope_of
+from octonode.network.addresses import dialable
 from octonode.network.clock import NowMs
 from octonode.network.host import Host
+from octonode.network.near import reached_ips
 from octonode.network.peerbook import Peerbook, Verdict
 from octonode.protocol.announcement import Announcement, open_announcement
 
@@ -60,26 +61,6 @@ class Intake:
         if announcement.state == "leaving":
             return
         observed = self._host.observed_ip(announcement.peer_id)
-        addresses = dialable(announcement.peer_id, announcement.addresses, self.reached_ips(), observed)
+        addresses = dialable(announcement.peer_id, announcement.addresses, reached_ips(self._host), observed)
         if addresses:
             self._host.learn(announcement.peer_id, addresses)
-
-    def reached_ips(self) -> frozenset[str]:
-        """IPs of our live connections; our own too, where we listen on loopback alone."""
-        reached = {ip for peer in self._host.connected if (ip := self._host.observed_ip(peer)) is not None}
-        own = _own_hosts(self._host.addresses)
-        if own and all(scope_of(ip) == "loopback" for ip in own):
-            reached |= own
-        return frozenset(reached)
-
-
-def _own_hosts(addresses: tuple[str, ...]) -> set[str]:
-    hosts = set()
-    for text in addresses:
-        try:
-            address = parse(text)
-        except AddressError:
-            continue
-        if not address.kind.startswith("dns"):
-            hosts.add(address.host)
-    return hosts

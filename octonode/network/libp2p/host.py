@@ -19,8 +19,10 @@ from octonode.config import NetworkConfig
 from octonode.errors import Unreachable
 from octonode.identity import NodeKey
 from octonode.ids import PeerId
+from octonode.network.addresses import Address, may_dial
 from octonode.network.host import Stream, StreamHandler
 from octonode.network.libp2p.containment import ContainedTasks, contained, supervised
+from octonode.network.libp2p.dialling import may_dial_place
 from octonode.network.libp2p.guard import Guard, close_broken
 from octonode.network.libp2p.library import (
     ADDRESSES_PER_PEER_MAX,
@@ -35,12 +37,15 @@ from octonode.network.libp2p.links import Links
 from octonode.network.libp2p.listener import Doorkeeper, bind, listening_places
 from octonode.network.libp2p.stream import Libp2pStream
 from octonode.network.libp2p.writes import WholeWrites
+from octonode.network.near import reached_ips
 from octonode.network.serving import serve
 from octonode.network.slots import StreamSlots
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
+GIVEN_MAX = 1024
+"""Addresses that the owner gave, of settings and join lines; beyond it, names into private networks are refused."""
 
 
 class Libp2pHost:
@@ -51,10 +56,14 @@ class Libp2pHost:
         self._config = config
         self._places: tuple[str, ...] = ()
         self._known: dict[PeerId, tuple[Multiaddr, ...]] = {}
+        self._given: set[Multiaddr] = set()
+        """Names that this node's owner told us to dial; they may lead into private networks."""
         self._slots: dict[ID, StreamSlots] = {}
         self._services: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._nursery: trio.Nursery | None = None
-        self.library = build_library_host(key, config, addresses=self._announced, secured=self._secured)
+        self.library = build_library_host(
+            key, config, addresses=self._announced, secured=self._secured, allows_name=self._allows_name
+        )
         """The library's host, for kad.py and gossip.py."""
         self._swarm = self.library.get_network()
         self.links = Links(self._swarm, dial_timeout_seconds=config.dial_timeout_seconds, spawn=self.spawn)
@@ -93,6 +102,8 @@ class Libp2pHost:
         if peer_id == self._peer_id:
             raise Unreachable(f"{address} is our own address")
         self._require_running()
+        if len(self._given) < GIVEN_MAX:
+            self._given.add(place)
         await self.links.dial(to_library_id(peer_id), [place])
         self.learn(peer_id, (address,))
         return peer_id
@@ -193,17 +204,24 @@ class Libp2pHost:
             raise Unreachable("this host does not run")
 
     def addresses_of(self, peer: ID) -> list[Multiaddr]:
-        """What we were told comes first, then what the library has heard from identify and from the table."""
+        """What we were told comes first, then what the library has heard from identify and from the table.
+
+        The latter only under the rule for near addresses, which whoever told us the former has gone by.
+        """
         known = list(self._known.get(to_peer_id(peer), ()))
+        reached = reached_ips(self)
         try:
             heard = self.library.get_peerstore().addrs(peer)
         except Exception:
             heard = []
         for address in heard:
             place = dialable_place(address)
-            if place is not None and place not in known:
+            if place is not None and place not in known and may_dial_place(place, reached):
                 known.append(place)
         return known
+
+    def _allows_name(self, name: Multiaddr, address: Address) -> bool:
+        return name in self._given or may_dial(address, reached_ips(self))
 
     def _announced(self) -> list[Multiaddr]:
         """What identify and the routing table say of us."""

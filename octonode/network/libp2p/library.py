@@ -19,13 +19,13 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
-from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from octonode.config import NetworkConfig
 from octonode.errors import ConfigError
 from octonode.identity import NodeKey
 from octonode.ids import PeerId, public_key_from_peer_id
+from octonode.network.libp2p.dialling import Allows, CarefulTCP
 
 ADDRESSES_PER_PEER_MAX = 16
 HANDSHAKE_SECONDS = 10.0
@@ -86,6 +86,7 @@ def build_library_host(
     *,
     addresses: Callable[[], list[Multiaddr]],
     secured: SecuredHook,
+    allows_name: Allows,
 ) -> Any:
     """A `BasicHost` that listens to nothing yet: tcp, noise and yamux, and no other of each kind."""
     if config.muxer != "stock":
@@ -95,7 +96,7 @@ def build_library_host(
         key_pair=key_pair,
         sec_opt={TProtocol(NOISE_PROTOCOL_ID): HookedNoise(key_pair, secured)},
         muxer_opt={TProtocol(YAMUX_PROTOCOL_ID): Yamux},
-        transports=[TCP()],
+        transports=[CarefulTCP(allows_name)],
         peerstore_opt=BoundedPeerStore(),
         connection_config=_connection_config(config),
         negotiate_timeout=int(NEGOTIATION_SECONDS),
