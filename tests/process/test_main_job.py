@@ -21,8 +21,8 @@ from octonode.testing.daemon import Daemon
 NAME = "smollm2-135m-instruct"
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 STEP_SECONDS = 120
-FETCH_BYTES_PER_SECOND = 24_000_000
-"""A's upload is held back so that a kill in the middle of the fetch is in the middle."""
+FETCH_BYTES_PER_SECOND = 12_000_000
+"""A's upload is held back so that a kill at 60 MB comes four seconds into the fetch, after two groups were synced."""
 
 
 def octonode(home: Path, *arguments: str) -> Any:
