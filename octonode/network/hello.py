@@ -6,6 +6,7 @@ One stream is one question. See protocols/hello.md for the messages, their limit
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
@@ -103,6 +104,7 @@ class Hello:
         self._probe = probe
         self._rates = Rates(self.limits.requests_per_second, self.limits.requests_burst)
         self._dialback_rates = Rates(self.limits.dialbacks_per_minute / 60, 2)
+        self._streams: Counter[PeerId] = Counter()
         self._handlers = 0
         self._dialbacks = 0
         self._greeted: dict[PeerId, int] = {}
@@ -134,7 +136,10 @@ class Hello:
         answer = await self._ask(peer_id, Announce(own.data), Announced)
         announcement, _ = self._intake.take(answer.announcement, peer_id, must_be_own=True)
         self._note_greeted(peer_id)
+        self.observed_as.pop(peer_id, None)
         self.observed_as[peer_id] = answer.observed
+        if len(self.observed_as) > GREETED_MAX:  # of peers that were gone before anybody saw them connected
+            del self.observed_as[next(iter(self.observed_as))]
         return announcement
 
     async def providers(self, peer_id: PeerId, root: str) -> list[Announcement]:
@@ -227,13 +232,25 @@ class Hello:
         wait_ms = self._rates.take(stream.peer_id, self._now_ms())
         if wait_ms:
             raise Refused("too many hellos from you", code="RATE_LIMITED", retry_after_seconds=wait_ms / 1000)
+        peer_id, streams = stream.peer_id, self._streams
+        if streams[peer_id] >= self.limits.handlers_per_peer_max:
+            raise Refused("too many hellos at once from you", code="OVERLOADED", retry_after_seconds=1.0)
+        streams[peer_id] += 1
+        try:
+            frames = FrameStream(stream, self.limits.request_bytes_max)
+            request = decode_request(await frames.receive_frame(self.limits.request_timeout_seconds))
+            return await self._answer_in_turn(peer_id, request)
+        finally:
+            streams[peer_id] -= 1
+            if not streams[peer_id]:
+                del streams[peer_id]
+
+    async def _answer_in_turn(self, peer_id: PeerId, request: Request) -> Answer:
         if self._handlers >= self.limits.handlers_max:
             raise Refused("too many hellos at once", code="OVERLOADED", retry_after_seconds=1.0)
         self._handlers += 1
         try:
-            frames = FrameStream(stream, self.limits.request_bytes_max)
-            request = decode_request(await frames.receive_frame(self.limits.request_timeout_seconds))
-            return await self._answer_request(stream.peer_id, request)
+            return await self._answer_request(peer_id, request)
         finally:
             self._handlers -= 1
 

@@ -40,6 +40,8 @@ class HelloLimits:
     requests_burst: int = 60
     handlers_max: int = 64
     """Requests of all peers that are answered at the same time; OVERLOADED beyond."""
+    handlers_per_peer_max: int = 32
+    """Streams of one peer, those on which it has said nothing yet among them: who is silent takes nobody's place."""
     request_timeout_seconds: float = 5.0
     """From opening the stream to the whole answer; for the answering side, for each frame."""
     dialback_timeout_seconds: float = 4.0

@@ -112,6 +112,26 @@ async def test_providers_are_those_of_the_model_and_the_answering_node(world: Wo
     assert found == {a.id, key_of("server").peer_id}
 
 
+async def test_providers_are_at_most_16_drawn_at_random_and_fresh(world: World, autojump_clock: MockClock) -> None:
+    """The DHT ends at 20 providers a key: without chance the same few would get all the work."""
+    a, b = await two(world, facts=NodeFacts(serving=(Serving(ROOT),)))
+    over, soon_over = announced("soon over", serving=(Serving(ROOT),), expires_at_ms=START_MS + 1000)
+    await raw(b, a, encode_request(FindProviders(ROOT)))
+    for index in range(60):
+        a.peers.book.add(*announced(f"server {index}", serving=(Serving(ROOT),)), now_ms())
+    a.peers.book.add(over, soon_over, now_ms())
+    await trio.sleep(2)
+    draws = []
+    for _ in range(8):
+        found = [x.peer_id for x in await b.peers.hello.providers(a.id, ROOT)]
+        assert len(found) == len(set(found)) == ANNOUNCEMENTS_MAX == 16
+        assert a.id in found
+        assert over.peer_id not in found
+        draws.append(frozenset(found))
+    assert len(set(draws)) > 1
+    assert len(frozenset.union(*draws)) > 32
+
+
 async def test_a_model_that_did_not_fit_the_announcement_is_still_answered_for(
     world: World, autojump_clock: MockClock
 ) -> None:
@@ -211,7 +231,7 @@ async def test_a_flood_is_held_to_its_rate_and_others_are_served(world: World, a
 
 
 async def test_many_at_once_are_refused_beyond_the_handlers(world: World, autojump_clock: MockClock) -> None:
-    a, b = await two(world, limits=HelloLimits(handlers_max=4))
+    a, b = await two(world, limits=HelloLimits(handlers_per_peer_max=4))
     held = [await b.network.host.open(a.id, HELLO_PROTOCOL) for _ in range(4)]
     await trio.sleep(0.01)
     with pytest.raises(OctonodeError, match="at once"):
@@ -333,7 +353,7 @@ async def test_two_hundred_peers_say_hello(world: World, autojump_clock: MockClo
 async def test_requests_of_every_kind_work_in_one_connection_at_once(world: World, autojump_clock: MockClock) -> None:
     a, b = await two(world)
     async with trio.open_nursery() as nursery:
-        for _ in range(10):
+        for _ in range(8):
             nursery.start_soon(b.peers.hello.ping, a.id)
             nursery.start_soon(b.peers.hello.greet, a.id)
             nursery.start_soon(b.peers.hello.peers, a.id)
