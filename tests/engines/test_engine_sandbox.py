@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 import trio
 
 from octonode.config import EnginesConfig
 from octonode.engines.contract import LoadRequest
+from octonode.engines.sandbox import FILE_BYTES_MAX, OPEN_FILES_MAX
 
 pytestmark = pytest.mark.process
 ROOT = "bafy-test-root"
@@ -37,6 +39,19 @@ async def test_the_layers_are_reported(supervise):
     async with supervise(PROBE, settings=EnginesConfig(sandbox=False)) as supervisor:
         await supervisor.wait_ready(ROOT)
         assert "sandbox: off (engines.sandbox = false)" in supervisor.status()[0].sandbox
+
+
+async def test_its_resources_are_limited(supervise):
+    async with supervise(PROBE) as supervisor:
+        await supervisor.wait_ready(ROOT)
+        pid = supervisor.status()[0].pid
+        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0), "a core holds prompts"
+        for limit, most in ((resource.RLIMIT_NOFILE, OPEN_FILES_MAX), (resource.RLIMIT_FSIZE, FILE_BYTES_MAX)):
+            soft, hard = resource.prlimit(pid, limit)
+            assert 0 < soft == hard <= most
+        layers = supervisor.status()[0].sandbox
+        first_to_go = int(await trio.Path(f"/proc/{pid}/oom_score_adj").read_text())
+        assert first_to_go == 500 or "out-of-memory" in layers[0]
 
 
 async def test_files_outside_are_neither_read_nor_written(try_inside, tmp_path):

@@ -12,7 +12,10 @@ from octonode.config import TasksConfig
 from octonode.identity import NodeKey
 from octonode.ids import AGENT_PROTOCOL
 from octonode.network.host import StreamReset
+from octonode.protocol.codec import pack, unpack
 from octonode.protocol.exchange import Exchange
+from octonode.protocol.framing import FrameDecoder, encode_frame
+from octonode.protocol.limits import DEFAULT_LIMITS
 from octonode.protocol.messages import ErrorReport, StatusUpdate, TaskResponse
 from octonode.tasks.slots import new_id
 from tests.tasks.callers import call, has_pieces, pair, read_all, request
@@ -33,7 +36,9 @@ async def refused(asker: Node, provider: Node, data: bytes) -> str:
     return ""
 
 
-async def test_forged_and_stale_requests_are_refused_and_reach_no_engine(tmp_path: Path, autojump_clock: Clock) -> None:
+async def test_forged_stale_and_truncated_requests_are_refused_and_reach_no_engine(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
     async with pair(tmp_path) as (asker, provider, engine):
         mallory = NodeKey(b"m" * 32)
 
@@ -46,6 +51,9 @@ async def test_forged_and_stale_requests_are_refused_and_reach_no_engine(tmp_pat
         unsigned = sealed()
         signature_at = unsigned.index(b"\xc4\x40") + 2
         broken = unsigned[:signature_at] + bytes(64) + unsigned[signature_at + 64 :]
+        bare = FrameDecoder(DEFAULT_LIMITS.frame_bytes_max).feed(unsigned)[0]
+        header, _, body = unpack(bare, DEFAULT_LIMITS)
+        assert await refused(asker, provider, encode_frame(pack([header, b"", body]))) == "BAD_SIGNATURE"
         assert await refused(asker, provider, broken) == "BAD_SIGNATURE"
         assert await refused(asker, provider, sealed(key=mallory)) == "MISADDRESSED"
         assert await refused(asker, provider, sealed(to=asker)) == "MISADDRESSED"
@@ -54,6 +62,12 @@ async def test_forged_and_stale_requests_are_refused_and_reach_no_engine(tmp_pat
         assert await refused(asker, provider, sealed(at_ms=3_600_000)) == "CLOCK_SKEW"
         assert await refused(asker, provider, b"\x05junk!" * 10) in ("BAD_MESSAGE", "")
         assert await refused(asker, provider, b"\xff\xff\xff\xff\x0f") in ("TOO_LARGE", "BAD_MESSAGE", "")
+        for part in (1, len(good) // 2, len(good) - 1):
+            stream = await asker.host.open(provider.peer, AGENT_PROTOCOL)
+            await stream.send(good[:part])
+            await stream.finish()
+            with contextlib.suppress(StreamReset):
+                await read_all(stream)
         assert not engine.requests
         assert provider.provider.open == 0
         await refused(asker, provider, good)

@@ -116,7 +116,6 @@ async def test_providers_are_at_most_16_drawn_at_random_and_fresh(world: World, 
     """The DHT ends at 20 providers a key: without chance the same few would get all the work."""
     a, b = await two(world, facts=NodeFacts(serving=(Serving(ROOT),)))
     over, soon_over = announced("soon over", serving=(Serving(ROOT),), expires_at_ms=START_MS + 1000)
-    await raw(b, a, encode_request(FindProviders(ROOT)))
     for index in range(60):
         a.peers.book.add(*announced(f"server {index}", serving=(Serving(ROOT),)), now_ms())
     a.peers.book.add(over, soon_over, now_ms())
