@@ -129,11 +129,6 @@ def test_no_test_asserts_a_time() -> None:
     assert found == []
 
 
-def test_test_files_have_names_of_their_own() -> None:
-    names = [path.name for path in tree.python_files("tests") if path.name.startswith("test_")]
-    assert sorted({name for name in names if names.count(name) > 1}) == []
-
-
 @pytest.mark.parametrize(
     ("source", "check", "count"),
     [
