@@ -30,12 +30,12 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 	@mkdir -p build
 	$(BIN)/octonode demo
 
-# Minutes of each ring on 2 cores:
-#   tidy, units, properties (hypothesis)      1
-#   components on in-memory twins             1
-#   real workers of both engines              2
-#   real libp2p hosts                         2
-#   real daemons, the main job                3
+# Minutes of each ring on 2 cores, six in all; `make test ONLY=tests/protocol` runs one:
+#   tidy, setup scripts, settings, logs, hardware       0.5   tests/tidy tests/scripts tests/hardware tests/test_*.py
+#   sans-IO units and properties, models, tasks, API    1     tests/protocol tests/ipfs tests/models tests/tasks tests/api
+#   real workers of both engines                        1     tests/engines
+#   both networks: in memory and real libp2p hosts      1.5   tests/network
+#   real daemons, the main job on the real model        2     tests/process
 test: setup model ## all tests that need no GPU; sets up everything first
 	$(BIN)/pytest $(ONLY)
 
