@@ -19,6 +19,8 @@ NODES_MAX: Final = 1 << 14
 NODE_BYTES_MAX: Final = 128 * 1024 * 1024
 FILES_MAX: Final = 1024
 DIRECTORY_DEPTH_MAX: Final = 8
+DIRECTORIES_MAX: Final = 4096
+"""Entered on the way through all files; a directory that stands at many places counts at each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class DagWalk:
         self._raw_sizes: dict[Cid, int] = {}
         self._wanted: dict[Cid, None] = {root: None}
         self._node_bytes = 0
+        self._directories = 0
 
     @property
     def wanted(self) -> tuple[Cid, ...]:
@@ -93,12 +96,15 @@ class DagWalk:
         for child in _children_to_fetch(node):
             if child not in self._nodes and child not in self._raw_sizes:
                 self._wanted[child] = None
+        if len(self._wanted) + len(self._nodes) + len(self._raw_sizes) > NODES_MAX + FILES_MAX:
+            raise RemoteProtocolError(f"{self._root} is made of more blocks than a model is", code="TOO_LARGE")
 
     def layout(self) -> Layout:
         """Raises RemoteProtocolError when sizes disagree or a bound is passed."""
         assert not self._wanted
         files: list[FileLayout] = []
         leaves: list[Leaf] = []
+        self._directories = 0
         for path, cid in self._files(self._root, "", 0):
             if len(files) >= FILES_MAX:
                 raise RemoteProtocolError(f"{self._root} has more than {FILES_MAX} files", code="TOO_LARGE")
@@ -120,6 +126,9 @@ class DagWalk:
             return
         if depth >= DIRECTORY_DEPTH_MAX:
             raise RemoteProtocolError(f"directories nested deeper than {DIRECTORY_DEPTH_MAX}")
+        self._directories += 1
+        if self._directories > DIRECTORIES_MAX:
+            raise RemoteProtocolError(f"{self._root} has more than {DIRECTORIES_MAX} directories", code="TOO_LARGE")
         for link in sorted(node.entries, key=lambda entry: entry.name.encode()):
             yield from self._files(link.cid, f"{path}/{link.name}" if path else link.name, depth + 1)
 

@@ -123,7 +123,7 @@ async def _fetch_nodes(
             lane = source.open()
             try:
                 await _walk_with(walk, lane)
-                return walk.layout()
+                return await trio.to_thread.run_sync(walk.layout)  # a second and more for a million leaves
             except VerificationFailed as error:
                 banned[source.name] = error.message
                 last = error.message

@@ -125,6 +125,30 @@ def test_a_dag_that_repeats_itself_does_not_grow_without_end() -> None:
         _layout_of(cid, blocks)
 
 
+def test_directories_that_hold_nothing_do_not_unfold_without_end() -> None:
+    """Five small blocks that would be walked through 1000 ** 4 times without a single file to count."""
+    blocks = [encode_directory([])]
+    for _ in range(4):
+        below = dag_pb_cid(blocks[-1])
+        blocks.append(encode_directory([Link(below, f"{number}", 1) for number in range(1000)]))
+    with pytest.raises(RemoteProtocolError, match="directories"):
+        _layout_of(dag_pb_cid(blocks[-1]), blocks)
+
+
+def test_what_is_wanted_is_bounded() -> None:
+    """Directories that name more blocks than any model has are refused while they are read."""
+    blocks = [
+        encode_directory([Link(raw_cid(b"%d %d" % (number, each)), f"{each}", 1) for each in range(4000)])
+        for number in range(8)
+    ]
+    top = encode_directory([Link(dag_pb_cid(block), f"{number}", 1) for number, block in enumerate(blocks)])
+    walk = DagWalk(dag_pb_cid(top))
+    with pytest.raises(RemoteProtocolError, match="blocks") as caught:
+        for block in (top, *blocks):
+            walk.add(dag_pb_cid(block), block)
+    assert caught.value.code == "TOO_LARGE"
+
+
 def test_depth_and_disagreeing_sizes() -> None:
     block = encode_file([(LEAF, 4, 4), (raw_cid(b"b"), 1, 1)])
     blocks = [block]
