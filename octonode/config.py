@@ -72,7 +72,8 @@ class ModelsConfig:
     gateways: tuple[str, ...] = ()
     """HTTPS or HTTP gateways asked after the peers, for example `https://ipfs.example`."""
     disk_bytes_max: int = 0
-    """0: whatever the disk has."""
+    """Beyond it, models that others hold too go first, those unused for longest; pinned and served ones never.
+    0: whatever the disk has."""
     trust: tuple[str, ...] = ()
     """Publishers trusted from the start (peer ids)."""
     trust_all: bool = False

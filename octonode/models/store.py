@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MODELS_MAX: Final = 4096
 DEFAULT_FILE_NAME: Final = "model"
+QUOTA_MISSING: Final = "quota_missing_bytes"
+"""In the detail of DISK_FULL where the quota is full: how much must go. Up to whoever knows other holders."""
 _NEW: Final = ".new-"
 
 
@@ -233,13 +235,15 @@ class ModelStore:
             shutil.rmtree(new, ignore_errors=True)
 
     def _check_quota(self, size_bytes: int) -> None:
-        if self._disk_bytes_max and self.disk_bytes + size_bytes > self._disk_bytes_max:
+        missing_bytes = self.disk_bytes + size_bytes - self._disk_bytes_max
+        if self._disk_bytes_max and missing_bytes > 0:
             oldest = sorted((m for m in self.held() if not m.row.pinned), key=lambda m: m.row.last_used_ms)
             hint = f"; the longest unused is {oldest[0].root}" if oldest else ""
             raise OctonodeError(
                 f"models.disk_bytes_max allows {self._disk_bytes_max} bytes, {self.disk_bytes} are taken and "
                 f"{size_bytes} are needed: raise it, or remove a model with octonode models rm{hint}",
                 code="DISK_FULL",
+                detail={QUOTA_MISSING: missing_bytes},
             )
 
     def _new_name(self, root: Cid) -> Path:
@@ -302,7 +306,7 @@ class ModelStore:
                 model.index.set_flags(**flags)
 
     def touch(self, root: Cid) -> None:
-        """The model was used just now: what LRU eviction goes by."""
+        """The model was used just now: what eviction goes by."""
         model = self.get(root)
         if model is not None:
             with model.lock:

@@ -23,9 +23,11 @@ from octonode.ids import AGENT_PROTOCOL
 from octonode.ipfs.gateway import Gateway, GatewayLimits
 from octonode.metrics import Metrics
 from octonode.models.store import ModelStore
+from octonode.network.clock import wall_clock_ms
 from octonode.node.counting import count
 from octonode.node.doctor import Doctor
 from octonode.node.events import Events
+from octonode.node.evicting import Evictor
 from octonode.node.lock import daemon_file
 from octonode.node.models import Models
 from octonode.node.peers import Peers
@@ -77,7 +79,7 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     )  # fmt: skip
     presence = build_presence(config, key, reach, facts=view.announced, manifests=holdings.shelf)
     holdings.resolver.connect(presence.discovery)
-    holdings.source.connect(presence.discovery, presence.announcer.changed)
+    holdings.source.connect(presence.discovery, presence.announcer.changed, _evictor(reach, holdings, events))
     dispatcher = Dispatcher(
         host=host, signer=key, settings=config.tasks, providers=presence.discovery, resident=residency,
         slots=holdings.slots, receipts=holdings.state, tasks=counted, token_for=reach.access.show,
@@ -143,6 +145,17 @@ def _ports(
         access=reach.access, tokens=reach.tokens,
     )  # fmt: skip
     return Ports(asking=dispatcher, models=models, node=view, peers=peers, records=holdings.state)
+
+
+def _evictor(reach: Reach, holdings: Holdings, events: Events) -> Evictor:
+    def others(root: str) -> int:
+        holders = reach.peerbook.holding(root, wall_clock_ms())
+        return sum(item.root == root and item.complete for each in holders for item in each.holding)
+
+    return Evictor(
+        holdings.library, holdings.shelf, others=others, in_use=lambda root: holdings.residency.model(root) is not None,
+        emit=events.emit,
+    )  # fmt: skip
 
 
 def _counting(metrics: Metrics, reach: Reach, dispatcher: Dispatcher) -> Callable[[], Awaitable[None]]:

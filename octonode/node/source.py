@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from octonode.config import ModelsConfig
-from octonode.errors import NotFound
+from octonode.errors import NotFound, OctonodeError
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.gateway_client import GatewayAddress
 from octonode.metrics import Metrics
@@ -17,8 +17,10 @@ from octonode.models.library import FIRST_VERSION, Library
 from octonode.models.manifest import SignedManifest
 from octonode.models.reference import FileReference, parse
 from octonode.models.sources.https import HttpsSource
+from octonode.models.store import QUOTA_MISSING
 from octonode.network.discovery import Discovery
 from octonode.node.events import Events
+from octonode.node.evicting import Evictor
 from octonode.node.resolving import Resolver
 from octonode.node.shelf import Shelf
 from octonode.tasks.residency import ResolvedModel
@@ -45,11 +47,13 @@ class Source:
         self._metrics = metrics
         self._discovery: Discovery | None = None
         self._changed: Callable[[], None] = lambda: None
+        self._evictor: Evictor | None = None
 
-    def connect(self, discovery: Discovery, changed: Callable[[], None]) -> None:
-        """`changed`: what we announce is different now."""
+    def connect(self, discovery: Discovery, changed: Callable[[], None], evictor: Evictor | None = None) -> None:
+        """`changed`: what we announce is different now. `evictor` makes room where the quota is full."""
         self._discovery = discovery
         self._changed = changed
+        self._evictor = evictor
 
     # tasks.residency.ModelSource
 
@@ -61,6 +65,7 @@ class Source:
         root, signed = await self._resolver.root_and_manifest(reference)
         if signed is not None:
             await self.accept(signed)
+        await trio.to_thread.run_sync(self._library.store.touch, root)
         return _resolved(root, signed)
 
     def path(self, root: str) -> Path | None:
@@ -97,14 +102,25 @@ class Source:
             self._library.catalogue.of_root, root
         )
         peers = _Peers(self._discovery)
-        report = await fetch(
-            root,
-            self._library.store,
-            sources=[HttpsSource(url) for url in self._settings.gateways],
-            peers=peers,
-            manifest=signed.manifest if signed else None,
-            progress=lambda each: progress(each, peers.labelled(each.by_source)),
-        )
+
+        async def attempt() -> FetchReport:
+            return await fetch(
+                root,
+                self._library.store,
+                sources=[HttpsSource(url) for url in self._settings.gateways],
+                peers=peers,
+                manifest=signed.manifest if signed else None,
+                progress=lambda each: progress(each, peers.labelled(each.by_source)),
+            )
+
+        try:
+            report = await attempt()
+        except OctonodeError as error:
+            missing_bytes = error.detail.get(QUOTA_MISSING, 0)
+            if not missing_bytes or self._evictor is None or not await self._evictor.make_room(missing_bytes):
+                raise
+            report = await attempt()
+        await trio.to_thread.run_sync(self._library.store.touch, root)
         if signed is not None:
             await self.accept(signed)
         await self.refresh()
