@@ -139,7 +139,7 @@ def _reference(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
         model = f"file:{Path(model).absolute()}"
     elif client.model(model).servers:
         return model
-    else:
+    elif not quiet:
         print(f"nobody known here serves {model}; loading it on this node", file=sys.stderr)
     title = f"load {model.rpartition('/')[2]}"
 

@@ -155,5 +155,8 @@ class Admission:
 
 def _no_access(arrival: Arrival) -> Refusal:
     if arrival.access == "token":
-        return Refusal("UNAUTHORIZED", "this node takes tasks with its access token; join it by its join line first")
+        message = (
+            "this node takes tasks from those who have joined it; join it by the line it printed: octonode join LINE"
+        )
+        return Refusal("UNAUTHORIZED", message)
     return Refusal("FORBIDDEN", "this node takes tasks from listed peers alone; ask its owner to list your peer id")
