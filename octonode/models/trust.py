@@ -40,9 +40,25 @@ class TrustTable:
         self._always = frozenset(always)
         self._trust_all = trust_all
         self._lock = threading.Lock()
+        self._read: tuple[tuple[int, int, int], tuple[Publisher, ...], frozenset[str]] = ((0, 0, 0), (), frozenset())
 
     def publishers(self) -> tuple[Publisher, ...]:
-        """Those in the table. Raises ConfigError when the file is damaged."""
+        """Those in the table, as any process wrote it last. Raises ConfigError when the file is damaged."""
+        return self._current()[0]
+
+    def _current(self) -> tuple[tuple[Publisher, ...], frozenset[str]]:
+        """The rows and their peer ids. The file is read when it was replaced; else this costs a stat."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return (), frozenset()
+        mark = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._read[0] != mark:
+            rows = self._rows()
+            self._read = (mark, rows, frozenset(row.peer_id for row in rows))
+        return self._read[1:]
+
+    def _rows(self) -> tuple[Publisher, ...]:
         try:
             rows = json.loads(self._path.read_text(encoding="utf-8"))["publishers"]
             return tuple(Publisher(PeerId(str(r["peer_id"])), str(r["alias"]), int(r["since_ms"])) for r in rows)
@@ -62,7 +78,7 @@ class TrustTable:
 
     def is_named(self, peer_id: str) -> bool:
         """True for publishers in the table or the configuration, whatever `trust_all` says."""
-        return peer_id in self._always or any(publisher.peer_id == peer_id for publisher in self.publishers())
+        return peer_id in self._always or peer_id in self._current()[1]
 
     def require(self, peer_id: str, what: str) -> None:
         """Raises NotTrusted that shows the key and says how to trust it."""

@@ -142,10 +142,8 @@ def test_what_is_wanted_is_bounded() -> None:
         for number in range(8)
     ]
     top = encode_directory([Link(dag_pb_cid(block), f"{number}", 1) for number, block in enumerate(blocks)])
-    walk = DagWalk(dag_pb_cid(top))
     with pytest.raises(RemoteProtocolError, match="blocks") as caught:
-        for block in (top, *blocks):
-            walk.add(dag_pb_cid(block), block)
+        _layout_of(dag_pb_cid(top), [top, *blocks])
     assert caught.value.code == "TOO_LARGE"
 
 

@@ -236,6 +236,22 @@ def test_references_that_come_later_or_need_the_network(make_library: Make, tmp_
         library.resolve("never-heard-of")
 
 
+def test_the_trust_table_is_read_again_only_when_it_was_written(make_library: Make, home: Path) -> None:
+    """Faces ask for each model of each request whether its publisher is trusted."""
+    library, others = make_library("a"), make_library("a")
+    publishers = [NodeKey(bytes([number]) * 32).peer_id for number in (1, 2)]
+    assert library.publishers() == ()
+    others.trust(publishers[0], "alice")
+    assert library.trust_table.is_trusted(publishers[0])
+    assert library.publishers() is library.publishers()
+    others.trust(publishers[1], "bob")
+    assert library.trust_table.is_trusted(publishers[1])
+    others.distrust("alice")
+    assert [each.alias for each in library.publishers()] == ["bob"]
+    (library.store.directory.parent / "trust.json").unlink()
+    assert not library.trust_table.is_trusted(publishers[1])
+
+
 def test_a_damaged_trust_table_says_so(make_library: Make, home: Path) -> None:
     library = make_library("a")
     publisher = NodeKey(bytes(32)).peer_id
