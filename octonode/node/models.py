@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import trio
@@ -34,9 +35,12 @@ from octonode.node.resolving import Resolver
 from octonode.node.shelf import Held, Shelf
 from octonode.node.source import Source
 from octonode.node.wishes import Wishes
+from octonode.protocol.announcement import Announcement
 from octonode.tasks.residency import Residency
 
 PUBLISH_TIMEOUT_SECONDS = 20.0
+NETWORK_MODELS_MAX = 1000
+"""Models of others in one list."""
 NO_RECORD_YET = "no peer is there to keep its records yet; they are provided as soon as one is"
 
 
@@ -58,11 +62,8 @@ class Models:
         self._wishes = wishes
 
     async def list(self) -> Sequence[ModelFacts]:
-        roots: dict[str, None] = dict.fromkeys(held.root for held in self._shelf.all())
-        for announcement in self._peerbook.peers(wall_clock_ms()):
-            roots |= dict.fromkeys(item.root for item in announcement.serving)
-            roots |= dict.fromkeys(item.root for item in announcement.holding)
-        return [self._facts(root) for root in roots]
+        own = [held.root for held in self._shelf.all()]
+        return [self._facts(root) for root in (*own, *most_announced(self._peerbook.peers(wall_clock_ms()), own))]
 
     async def resolve(self, reference: str) -> ModelFacts:
         root, signed = await self._resolver.root_and_manifest(reference)
@@ -251,6 +252,16 @@ class Models:
             await trio.to_thread.run_sync(self._library.distrust, publisher)
         self._resolver.forget()
         return await self.publishers()
+
+
+def most_announced(announcements: Iterable[Announcement], without: Collection[str]) -> list[str]:
+    """At most NETWORK_MODELS_MAX roots: what most peers name first, since strangers may name any number of any kind."""
+    named: Counter[str] = Counter()
+    for each in announcements:
+        named.update({item.root for item in each.serving} | {item.root for item in each.holding})
+    for root in without:
+        named.pop(root, None)
+    return [root for root, _ in named.most_common(NETWORK_MODELS_MAX)]
 
 
 def _kept(reference: str, model: ModelFacts) -> str:

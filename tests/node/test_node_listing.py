@@ -1,0 +1,28 @@
+"""What strangers announce, as the faces list it."""
+
+from __future__ import annotations
+
+from octonode.identity import NodeKey
+from octonode.node.models import NETWORK_MODELS_MAX, most_announced
+from octonode.protocol.announcement import Announcement, Holding, Serving
+
+
+def announcement(number: int, *roots: str, holding: tuple[str, ...] = ()) -> Announcement:
+    peer_id = NodeKey(number.to_bytes(32, "big")).peer_id
+    serving = tuple(Serving(root) for root in roots)
+    return Announcement(peer_id, 1, 0, 1, serving=serving, holding=tuple(Holding(root) for root in holding))
+
+
+def test_invented_models_do_not_push_out_what_several_peers_have() -> None:
+    """128 invented roots an announcement, from as many identities as an attacker likes."""
+    flood = [announcement(number, *(f"{number}-{each}" for each in range(64))) for number in range(100, 200)]
+    true = [announcement(1, "both"), announcement(2, holding=("both",)), announcement(3, "ours", holding=("ours",))]
+    listed = most_announced([*flood, *true], without=("ours",))
+    assert listed[0] == "both"
+    assert "ours" not in listed
+    assert len(listed) == NETWORK_MODELS_MAX
+
+
+def test_one_peer_counts_once_for_a_model() -> None:
+    loud = announcement(1, "loud", "loud", "loud", holding=("loud",))
+    assert most_announced([loud, announcement(2, "true"), announcement(3, "true")], ()) == ["true", "loud"]
