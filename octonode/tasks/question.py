@@ -18,7 +18,7 @@ from octonode.tasks.generation import Generation, Order
 from octonode.tasks.inbox import Inbox
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 from octonode.tasks.routing import PRIVACY_BUILT
-from octonode.tasks.standings import moves_on
+from octonode.tasks.standings import is_theirs, moves_on
 
 if TYPE_CHECKING:
     from octonode.tasks.dispatcher import Dispatcher
@@ -119,9 +119,10 @@ class Question:
             answered = await attempt.ask()
         except OctonodeError as error:
             self._last_task = attempt.task
-            if error.code != "SLOW_READER":
+            slow_consumer = error.code == "SLOW_READER" and not is_theirs(error)
+            if not slow_consumer:
                 home.standings.failed(candidate.peer, home.now_ms(), error.retry_after_seconds)
-            if attempt.received and error.code != "SLOW_READER":
+            if attempt.received and not slow_consumer:
                 return ProviderLost(
                     f"{candidate.peer} was lost after {len(attempt.received)} pieces: {error.message}",
                     provider=candidate.peer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from octonode.errors import OctonodeError
+from octonode.errors import OctonodeError, RemoteProtocolError
 from octonode.ids import PeerId
 from octonode.tasks.routing import Standing
 
@@ -23,8 +23,13 @@ MOVES_ON_TOO = frozenset(
 
 
 def moves_on(error: OctonodeError) -> bool:
-    """True when the next candidate is asked after this."""
-    return error.row.retryable or error.code in MOVES_ON_TOO
+    """True when the next candidate is asked after this: for whatever one provider says or does, another may not."""
+    return error.row.retryable or error.code in MOVES_ON_TOO or is_theirs(error)
+
+
+def is_theirs(error: OctonodeError) -> bool:
+    """True for a provider's own words, and for what breaks the protocol; false for what we found out about ourselves."""
+    return isinstance(error, RemoteProtocolError) or "provider" in error.detail
 
 
 class Standings:
