@@ -55,6 +55,8 @@ class Run:
         self.delivered: dict[int, int] = {}
         """Pieces written so far, by attached stream."""
         self.news = trio.lowlevel.ParkingLot()
+        self.ended = trio.Event()
+        """Set with the terminal frame."""
         self.started_at_ms = now_ms()
         self.generation: Generation | None = None
         self._now_ms = now_ms
@@ -128,6 +130,7 @@ class Run:
         else:
             self.life.on("complete" if terminal.state == "completed" else "cancel")
         self.terminal = terminal
+        self.ended.set()
         self.news.unpark_all()
 
     async def _answer(self, resident: Resident, slots: EngineSlots, signer: Signer) -> TaskResponse:

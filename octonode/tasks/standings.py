@@ -28,7 +28,7 @@ def moves_on(error: OctonodeError) -> bool:
 
 
 def is_theirs(error: OctonodeError) -> bool:
-    """True for a provider's own words, and for what breaks the protocol; false for what we found out about ourselves."""
+    """True for a provider's own words and for what breaks the protocol, false for what we found out ourselves."""
     return isinstance(error, RemoteProtocolError) or "provider" in error.detail
 
 

@@ -1,4 +1,4 @@
-"""Writes a task's news on one stream: the first token at once, then what has come since; a heartbeat each second."""
+"""Writes a task's news on one stream: the first token at once, then what comes in 25 ms; a heartbeat each second."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ WRITE_SECONDS_MAX = 4.0
 """A write that takes longer ends the stream with SLOW_READER; yamux would reset it after 5 s of closed window."""
 PROGRESS_SECONDS = 0.25
 """Progress without text is told at most this often."""
+FRAME_SECONDS = 0.025
+"""Frames with text of one stream are at least this far apart, after the first: protocols/decisions/0008."""
 LAG_SECONDS_LEAST = 0.001
 LAG_SECONDS_MOST = 0.02
 FRAME_PIECES_MAX = 1024
@@ -83,8 +85,8 @@ class Writer:
         if first:
             lag_seconds = trio.current_time() - run.pushed_at if run.waiting else 0.0
             wait_seconds = coalescing_seconds(max(lag_seconds, self._write_seconds))
-            if wait_seconds and run.terminal is None:
-                await trio.sleep(wait_seconds)
+            with trio.move_on_at(max(self._wrote_at + FRAME_SECONDS, trio.current_time() + wait_seconds)):
+                await run.ended.wait()
         run.waiting = False
         pieces = _portion(run.pieces, first)
         now_ms = self._now_ms()
