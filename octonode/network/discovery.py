@@ -37,6 +37,16 @@ PROVIDERS_MAX = 20
 SEARCHES_MAX = 16
 """At the same time; further ones wait."""
 MANIFESTS_MAX = 16
+WRONG_MANIFESTS_MAX = 4
+"""Those that are not what was asked for: enough to say who showed them."""
+
+Genuine = Callable[[bytes], Awaitable[bool]]
+"""Whether the bytes that a peer showed are a manifest that was asked for, rightly signed."""
+
+
+async def any_bytes(data: bytes) -> bool:
+    await trio.lowlevel.checkpoint()
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +134,22 @@ class Discovery:
         """Where blocks of `root` can be fetched. Raises RootError."""
         return [holder.gateway for holder in await self.holders(root)]
 
-    async def find_manifest(self, publisher: PeerId, name: str) -> list[FoundManifest]:
-        """Distinct signed manifests under a name, as shown by peers: verify each, take the highest sequence."""
+    async def find_manifest(self, publisher: PeerId, name: str, genuine: Genuine = any_bytes) -> list[FoundManifest]:
+        """Distinct signed manifests under a name, as shown by peers: verify each, take the highest sequence.
+
+        The search settles on what is `genuine` alone, which comes first; a few of the others follow.
+        """
         known = [a.peer_id for a in self._peerbook.named(publisher, name, self._now_ms())]
         key = keys.name_key(publisher, name)
-        return await self._gather_manifests(known, key, lambda peer: self._hello.manifest(peer, publisher, name))
+        return await self._gather_manifests(
+            known, key, lambda peer: self._hello.manifest(peer, publisher, name), genuine
+        )
 
-    async def find_manifest_by_cid(self, cid: str) -> list[FoundManifest]:
+    async def find_manifest_by_cid(self, cid: str, genuine: Genuine = any_bytes) -> list[FoundManifest]:
         """Distinct answers of peers to a manifest CID: the caller checks which one has it. Raises RootError."""
         known = [a.peer_id for a in self._peerbook.manifest(cid, self._now_ms())]
         key = keys.blocks_key(root_digest(cid))
-        return await self._gather_manifests(known, key, lambda peer: self._hello.manifest_by_cid(peer, cid))
+        return await self._gather_manifests(known, key, lambda peer: self._hello.manifest_by_cid(peer, cid), genuine)
 
     # Models.
 
@@ -261,15 +276,21 @@ class Discovery:
     # Manifests.
 
     async def _gather_manifests(
-        self, known: Sequence[PeerId], key: bytes, fetch: Callable[[PeerId], Awaitable[bytes | None]]
+        self, known: Sequence[PeerId], key: bytes, fetch: Callable[[PeerId], Awaitable[bytes | None]], genuine: Genuine
     ) -> list[FoundManifest]:
         found: dict[bytes, FoundManifest] = {}
+        wrong: dict[bytes, FoundManifest] = {}
         first = trio.Event()
 
         async def ask(peer_id: PeerId) -> None:
             data = await fetch(peer_id)
-            if data is not None and len(found) < MANIFESTS_MAX:
-                found.setdefault(data, FoundManifest(data, peer_id))
+            if data is None or data in found or data in wrong:
+                return
+            if not await genuine(data):
+                if len(wrong) < WRONG_MANIFESTS_MAX:
+                    wrong[data] = FoundManifest(data, peer_id)
+            elif len(found) < MANIFESTS_MAX:
+                found[data] = FoundManifest(data, peer_id)
                 first.set()
 
         async def settle(scope: trio.CancelScope) -> None:
@@ -283,4 +304,4 @@ class Discovery:
                 nursery.start_soon(settle, nursery.cancel_scope)
                 await self._ask_around(ask, asked, key, tuple)
                 nursery.cancel_scope.cancel()
-        return list(found.values())
+        return [*found.values(), *wrong.values()]

@@ -133,7 +133,12 @@ class Resolver:
         if self._discovery is None:
             return []
         found, bad = [], ""
-        for shown in await self._discovery.find_manifest(publisher, name):
+
+        async def genuine(data: bytes) -> bool:
+            signed = await _verified(data)
+            return signed is not None and (signed.manifest.publisher, signed.manifest.name) == (publisher, name)
+
+        for shown in await self._discovery.find_manifest(publisher, name, genuine):
             try:
                 signed = await trio.to_thread.run_sync(verify, shown.data)
             except OctonodeError as error:
@@ -157,7 +162,11 @@ class Resolver:
         check_rollback(manifest, max(seqs, default=0))
 
     async def _manifest_by_cid(self, cid: Cid) -> SignedManifest:
-        shown = await self._discovery.find_manifest_by_cid(cid.text) if self._discovery else []
+        async def genuine(data: bytes) -> bool:
+            signed = await _verified(data)
+            return signed is not None and signed.cid == cid.v1
+
+        shown = await self._discovery.find_manifest_by_cid(cid.text, genuine) if self._discovery else []
         for each in shown:
             try:
                 signed = await trio.to_thread.run_sync(verify, each.data)
@@ -169,6 +178,13 @@ class Resolver:
         raise NotFound(
             f"nobody reachable has the manifest {cid}; is a node that holds it online?", code="MODEL_NOT_FOUND"
         )
+
+
+async def _verified(data: bytes) -> SignedManifest | None:
+    try:
+        return await trio.to_thread.run_sync(verify, data)
+    except OctonodeError:
+        return None
 
 
 def _best(versions: VersionRange, found: list[SignedManifest]) -> SignedManifest | None:

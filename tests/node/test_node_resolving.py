@@ -17,7 +17,7 @@ from octonode.models.library import Library
 from octonode.models.manifest import ModelFile, ModelManifest, SignedManifest, sign
 from octonode.models.store import ModelStore
 from octonode.models.trust import TrustTable
-from octonode.network.discovery import FoundManifest
+from octonode.network.discovery import FoundManifest, Genuine
 from octonode.network.peerbook import Peerbook
 from octonode.node.listing import facts_of
 from octonode.node.resolving import Resolver
@@ -42,11 +42,11 @@ class Peers:
         self.shown = shown
         self.asked = 0
 
-    async def find_manifest(self, publisher: PeerId, name: str) -> list[FoundManifest]:
+    async def find_manifest(self, publisher: PeerId, name: str, genuine: Genuine) -> list[FoundManifest]:
         self.asked += 1
         return [FoundManifest(data, STRANGER.peer_id) for data in self.shown]
 
-    async def find_manifest_by_cid(self, cid: str) -> list[FoundManifest]:
+    async def find_manifest_by_cid(self, cid: str, genuine: Genuine) -> list[FoundManifest]:
         self.asked += 1
         return [FoundManifest(data, STRANGER.peer_id) for data in self.shown]
 

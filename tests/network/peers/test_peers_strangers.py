@@ -6,7 +6,8 @@ import trio
 from trio.testing import MockClock
 
 from octonode.ids import HELLO_PROTOCOL
-from tests.network.peers.world import World
+from octonode.network import keys
+from tests.network.peers.world import World, key_of
 
 
 async def test_one_peer_cannot_hold_all_handlers(world: World, autojump_clock: MockClock) -> None:
@@ -21,3 +22,26 @@ async def test_one_peer_cannot_hold_all_handlers(world: World, autojump_clock: M
         assert await c.peers.hello.ping(a.id) >= 0, "another peer is served meanwhile"
     for stream in held:
         await stream.reset()
+
+
+async def test_junk_shown_for_a_name_does_not_end_the_search_for_it(world: World, autojump_clock: MockClock) -> None:
+    """Whoever we are connected to answers before the DHT has led us to who really holds the manifest."""
+    holder, c = [await world.listen_only(name) for name in ("holder", "c")]
+    publisher = key_of("publisher").peer_id
+    holder.shown.named[publisher, "smol"] = b"true"
+    c.network.host.learn(holder.id, (holder.address,))
+    for number in range(8):
+        liar = await world.listen_only(f"liar {number}")
+        liar.shown.named[publisher, "smol"] = b"junk %d" % number
+        await c.network.host.connect(liar.address)
+    await holder.network.host.connect(liar.address)
+    await holder.network.routing.provide(keys.name_key(publisher, "smol"))
+    world.memory.latency_seconds = 0.5
+
+    async def genuine(data: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        return data == b"true"
+
+    found = await c.peers.discovery.find_manifest(publisher, "smol", genuine)
+    assert found[0].data == b"true"
+    assert len(found) > 1, "what was wrong is told as well"
