@@ -96,6 +96,7 @@ class Guard:
         self._ours[peer] -= 1
         if self._ours[peer] <= 0:
             del self._ours[peer]
+            self._forget_when_gone(peer)
 
     def connected(self, connection: Any) -> None:
         self._used_at.setdefault(connection.muxed_conn.peer_id, trio.current_time())
@@ -103,8 +104,10 @@ class Guard:
         self._spawn("trimming connections", self.trim)
 
     def disconnected(self, connection: Any) -> None:
-        peer = connection.muxed_conn.peer_id
-        if not self._swarm.connections.get(peer):
+        self._forget_when_gone(connection.muxed_conn.peer_id)
+
+    def _forget_when_gone(self, peer: ID) -> None:
+        if self._ours[peer] == 0 and not self._swarm.connections.get(peer):
             self._used_at.pop(peer, None)
 
     def inbound_streams(self, peer: ID) -> int:

@@ -16,6 +16,7 @@ from multiaddr import Multiaddr
 from octonode.errors import Unreachable
 from octonode.network.host import StreamReset
 from octonode.network.libp2p import guard
+from tests.network.firewall.conftest import new_key
 
 ECHO = "/test/echo/1"
 POUR = "/test/pour/1"
@@ -157,6 +158,18 @@ async def test_a_peer_with_another_kind_of_key_is_no_peer(new_host: Any, echoes:
         async with stock.run(listen_addrs=[]):
             await stock.connect(address)
             await until(lambda: len(b.connected) == 1)
+
+
+async def test_peers_that_were_never_reached_leave_nothing_behind(new_host: Any, until: Any) -> None:
+    """Strangers announce peers that do not exist, and each is tried."""
+    a = await new_host(dial_timeout_seconds=2.0)
+    with trio.fail_after(GENEROUS_SECONDS):
+        for _ in range(5):
+            gone = new_key().peer_id
+            a.learn(gone, (f"/ip4/127.0.0.1/tcp/1/p2p/{gone}",))
+            with pytest.raises(Unreachable):
+                await a.open(gone, ECHO)
+        assert not a.guard._used_at
 
 
 async def test_inbound_streams_over_the_limit_are_reset(new_host: Any, echoes: Any, until: Any) -> None:
