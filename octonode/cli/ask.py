@@ -56,7 +56,7 @@ def run(
     Without a running daemon a node is started for this one question.
     """
     question = "" if explain else _question(prompt)
-    _check_file(model)
+    check_file(model)
     with a_node() as client:
         reference = model if peer else _reference(client, model, trust=trust, quiet=as_json)
         if explain:
@@ -82,7 +82,7 @@ def _question(prompt: str) -> str:
     return question
 
 
-def _check_file(model: str) -> None:
+def check_file(model: str) -> None:
     """A path that leads nowhere is told as one, before it is looked for as a name."""
     is_path = model.startswith(("/", "./", "../", "~")) or model.endswith((".gguf", ".safetensors", ".onnx"))
     if is_path and not Path(model).exists():

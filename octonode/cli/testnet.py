@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octonode import config as settings
+from octonode.cli.ask import check_file
 from octonode.cli.output import JsonFlag, emit, table
 from octonode.errors import OctonodeError
 
@@ -66,6 +68,7 @@ def testnet(
 def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed: int, as_json: bool) -> None:
     from octonode.testing.testnet import EventLog, Testnet, write_scripted_model
 
+    check_file(model)
     place.mkdir(parents=True, exist_ok=True)
     if _pid(place) is not None:
         raise OctonodeError(
@@ -73,9 +76,9 @@ def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed:
         )
     if not model and engine == "scripted" and count > 1:
         model = f"file:{write_scripted_model(place / 'scripted.model', seed=seed)}"
-    elif model and Path(model).exists():
+    elif model and Path(model).is_file():
         model = f"file:{Path(model).absolute()}"
-    log = EventLog(place / "events.ndjson", show=print if as_json else None)
+    log = EventLog(place / "events.ndjson", show=_show if as_json else None)
     net = Testnet(place, count, ("--engine", engine, "--trust-all", "--public"), model, kill, seed, on_event=log.take)
     (place / "launcher.pid").write_text(str(os.getpid()))
     import trio
@@ -85,6 +88,10 @@ def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed:
     finally:
         log.close()
         (place / "launcher.pid").unlink(missing_ok=True)
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
 
 
 async def _until_signal(net: Testnet, place: Path, as_json: bool) -> None:
@@ -130,14 +137,28 @@ def _pid(place: Path) -> int | None:
     return pid
 
 
+def _orphans(place: Path) -> list[int]:
+    """Pids of nodes that run, by the locks of their homes. A launcher that was killed leaves them behind."""
+    found = []
+    for path in place.glob("node*/lock"):
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                found.append(int(file.read() or 0))
+    return [pid for pid in found if pid]
+
+
 def _stop(place: Path, *, as_json: bool) -> None:
     pid = _pid(place)
-    if pid is None:
+    left = [] if pid is not None else _orphans(place)
+    if pid is None and not left:
         raise OctonodeError(f"no test network runs in {place}", code="NOT_RUNNING")
-    os.kill(pid, signal.SIGTERM)
+    for each in left if pid is None else [pid]:
+        os.kill(each, signal.SIGTERM)
     for _ in range(300):
-        if _pid(place) is None:
+        if _pid(place) is None and not _orphans(place):
             emit({"stopped": pid}, as_json=as_json, text="stopped")
             return
         time.sleep(0.1)
-    raise OctonodeError(f"the launcher (pid {pid}) has not stopped its nodes in 30 s; look at {place}/node*/stderr.log")
+    raise OctonodeError(f"the nodes have not stopped in 30 s; look at {place}/node*/stderr.log")

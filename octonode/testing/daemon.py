@@ -28,6 +28,7 @@ EVENTS_MAX = 10_000
 LINE_BYTES_MAX = 1024 * 1024
 READY_TIMEOUT_SECONDS = 120.0
 STOP_TIMEOUT_SECONDS = 15.0
+LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Daemon:
         self._process: trio.Process | None = None
         self._ready: Ready | None = None
         self._news = trio.Condition()
+        self._lines = bytearray()
+        self._reading = False
         self._stack = AsyncExitStack()
 
     @property
@@ -147,19 +150,26 @@ class Daemon:
             raise OctonodeError(f"{self.name} did not start (status {self.exit_status}): {self.stderr_tail()}")
 
     async def _read(self, process: trio.Process) -> None:
-        assert process.stdout is not None
-        buffer = bytearray()
-        async for data in process.stdout:
-            buffer += data
-            while (end := buffer.find(b"\n")) >= 0:
-                self._take(bytes(buffer[:end]))
-                del buffer[: end + 1]
-                async with self._news:
-                    self._news.notify_all()
-            assert len(buffer) < LINE_BYTES_MAX
+        self._lines.clear()
+        self._reading = True
+        try:
+            await self._read_lines(process)
+        finally:
+            self._reading = False
         await process.wait()
         async with self._news:
             self._news.notify_all()
+
+    async def _read_lines(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        async for data in process.stdout:
+            self._lines += data
+            while (end := self._lines.find(b"\n")) >= 0:
+                self._take(bytes(self._lines[:end]))
+                del self._lines[: end + 1]
+                async with self._news:
+                    self._news.notify_all()
+            assert len(self._lines) < LINE_BYTES_MAX
 
     def _take(self, line: bytes) -> None:
         event = json.loads(line)
@@ -212,6 +222,9 @@ class Daemon:
         self.kill()  # does nothing to a process that has ended
         with trio.CancelScope(shield=True):
             await self._process.wait()
+            if not self._reading:  # its reader was cancelled before the last words
+                with trio.move_on_after(LAST_WORDS_SECONDS):
+                    await self._read_lines(self._process)
         return int(self._process.returncode or 0)
 
     async def _end(self) -> None:
