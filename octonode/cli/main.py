@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from octonode.cli import ask, configuration, demo, models, network, node, testnet
-from octonode.errors import ExitCode, OctonodeError
+from octonode.errors import OctonodeError
 
 app = typer.Typer(
     name="octonode",
@@ -44,12 +44,9 @@ def main(
 def run() -> None:
     """The console script. Never shows a traceback for an error that has a name."""
     try:
-        app()
+        app(prog_name="octonode")
     except OctonodeError as error:
         fail(error)
-    except BrokenPipeError:  # `octonode logs | head`
-        sys.stdout = sys.stderr = None  # or the interpreter complains when it flushes them
-        sys.exit(ExitCode.DONE)
     except KeyboardInterrupt:
         sys.exit(130)
 

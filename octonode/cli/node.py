@@ -180,11 +180,13 @@ def logs(
     if not log.files(home):
         raise OctonodeError(f"there is no log in {home} yet; it begins with: octonode start", code="NOT_FOUND")
     show = _as_record if as_json else str
-    for line in log.tail(home, lines):
-        print(show(line), flush=True)
-    if follow:
-        for line in log.follow(home):
+    try:
+        for line in log.tail(home, lines):
             print(show(line), flush=True)
+        for line in log.follow(home) if follow else ():
+            print(show(line), flush=True)
+    except BrokenPipeError:  # `octonode logs | head` has what it wanted
+        sys.stdout = None  # or the interpreter complains when it flushes it
 
 
 def _as_record(line: str) -> str:
