@@ -23,6 +23,43 @@ _FILE_TYPES: Final = (
 )
 
 
+_BLOCKS: Final = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+}
+"""Type of a tensor -> (values in a block, bytes of a block), as ggml.c has them; of others the start is checked."""
+ALIGNMENT_DEFAULT: Final = 32
+
+
 class GgufError(ValueError):
     """The header is malformed or passes a limit."""
 
@@ -57,6 +94,12 @@ class _Cursor:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._left = min(size, HEADER_BYTES_MAX)
+        self._start = file.tell()
+
+    @property
+    def position(self) -> int:
+        """Bytes from the start of the GGUF."""
+        return self._file.tell() - self._start
 
     def take(self, count: int) -> bytes:
         if count > self._left:
@@ -101,11 +144,15 @@ def read_gguf(file: BinaryIO, size: int) -> GgufHeader:
         if key in values:
             raise GgufError(f"the key {key[:64]!r} twice")
         values[key] = _value(cursor, cursor.scalar(4))
-    for _ in range(tensors):
-        _read_tensor(cursor)
+    data_bytes = max((_read_tensor(cursor) for _ in range(tensors)), default=0)
     if not isinstance(values.get("general.architecture"), str):
         raise GgufError("it does not say its architecture")
-    return GgufHeader(version, tensors, values)
+    header = GgufHeader(version, tensors, values)
+    alignment = header.number("general.alignment") or ALIGNMENT_DEFAULT
+    whole = -(-cursor.position // alignment) * alignment + data_bytes
+    if size < whole:
+        raise GgufError(f"it is cut short: {size} bytes of {whole}")
+    return header
 
 
 def _value(cursor: _Cursor, kind: int) -> Any:
@@ -131,9 +178,14 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return None
 
 
-def _read_tensor(cursor: _Cursor) -> None:
+def _read_tensor(cursor: _Cursor) -> int:
+    """Where its data ends, in bytes from the first tensor's start."""
     cursor.text(KEY_BYTES_MAX)
     dimensions = cursor.scalar(4)
     if not 1 <= dimensions <= DIMENSIONS_MAX:
         raise GgufError(f"a tensor of {dimensions} dimensions")
-    cursor.skip(8 * dimensions + 4 + 8)
+    values = 1
+    for _ in range(dimensions):
+        values = min(values * cursor.scalar(10), 2**62)
+    per_block, block_bytes = _BLOCKS.get(cursor.scalar(4), (1, 0))
+    return int(cursor.scalar(10)) + values // per_block * block_bytes

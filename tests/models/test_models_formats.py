@@ -95,6 +95,16 @@ def test_checkpoints_and_other_files_are_refused() -> None:
         _sniff(b"PK\x03\x04" + bytes(100))
 
 
+@pytest.mark.parametrize("missing", [1, 100, 128])
+def test_a_gguf_that_is_cut_short_is_refused(gguf: Callable[..., bytes], missing: int) -> None:
+    """A download that broke off: the header is whole and says how much should follow, 128 bytes of one tensor."""
+    header_bytes = gguf().index(b"tensor") + len(b"tensor") + 4 + 8 + 4 + 8
+    whole = gguf(size=-(-header_bytes // 32) * 32 + 128)
+    assert _sniff(whole).format == "gguf"
+    with pytest.raises(FormatRefused, match="cut short"):
+        _sniff(whole[:-missing])
+
+
 def _gguf_head(tensors: int = 0, keys: int = 0, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, keys)
 
