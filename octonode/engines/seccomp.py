@@ -1,4 +1,4 @@
-"""A seccomp filter for a worker: no network socket, no new program, no look into other processes.
+"""A seccomp filter for a worker: no network socket, no new program, no hand on other processes.
 
 Classic BPF written through ctypes, so that no library is needed. Refused calls return EPERM: a worker that tries gets
 an error, not a signal. What is denied is a list of names; everything else stays allowed, since engines and GPU drivers
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import socket
 import struct
@@ -23,6 +24,10 @@ _DENIED: dict[str, tuple[int, int]] = {
     "execveat": (322, 281),
     "fork": (57, -1),
     "vfork": (58, -1),
+    "tkill": (200, 130),  # Landlock scopes signals from Linux 6.12 on alone
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -58,6 +63,8 @@ _DENIED: dict[str, tuple[int, int]] = {
     "clock_settime": (227, 112),
 }
 _SOCKET = (41, 198)
+_KILL, _TGKILL = (62, 129), (234, 131)
+_PRLIMIT = (302, 261)
 _CLONE = (56, 220)
 _CLONE3 = 435
 _CLONE_THREAD = 0x00010000
@@ -82,15 +89,15 @@ def install(libc: ctypes.CDLL) -> str:
     machine = platform.machine()
     if machine not in _AUDIT_ARCH:
         return f"seccomp: off (no table of calls for {machine})"
-    code = program(machine)
+    code = program(machine, os.getpid())
     filled = _Program(len(code) // 8, code)
     if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filled), 0, 0) != 0:
         return f"seccomp: off ({errno.errorcode.get(ctypes.get_errno(), 'unknown error')})"
     return "seccomp"
 
 
-def program(machine: str) -> bytes:
-    """The filter, 8 bytes an instruction."""
+def program(machine: str, pid: int) -> bytes:
+    """The filter of the process `pid`, 8 bytes an instruction."""
     column = _COLUMN[machine]
     refuse = _instruction(_RETURN, 0, 0, _FAIL_WITH | errno.EPERM)
     allow = _instruction(_RETURN, 0, 0, _ALLOW)
@@ -109,6 +116,9 @@ def program(machine: str) -> bytes:
     code += [_instruction(_EQUAL, 0, 1, _CLONE3), _instruction(_RETURN, 0, 0, _FAIL_WITH | errno.ENOSYS)]
     code += _unless_argument(_CLONE[column], _ANY_BIT, _CLONE_THREAD, allow, refuse)  # threads, no processes
     code += _unless_argument(_SOCKET[column], _EQUAL, socket.AF_UNIX, allow, refuse)
+    for numbers in (_KILL, _TGKILL):  # abort() signals its own process
+        code += _unless_argument(numbers[column], _EQUAL, pid, allow, refuse)
+    code += _unless_argument(_PRLIMIT[column], _EQUAL, 0, allow, refuse)  # 0: the process itself
     return b"".join([*code, allow])
 
 

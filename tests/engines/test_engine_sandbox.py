@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 
 import pytest
 import trio
@@ -86,6 +87,45 @@ async def test_it_starts_no_program_and_reaches_no_other_process(try_inside):
     assert await try_inside(*commands) == ["refused: PermissionError"] * 4
     free = await try_inside(*commands[:3], sandbox=False)
     assert all(answer.startswith("done") for answer in free)
+
+
+SECCOMP_ALONE = """
+import ctypes, os, resource, signal, socket, sys
+from octonode.engines import seccomp
+libc = ctypes.CDLL(None, use_errno=True)
+enter = len(sys.argv) > 2
+if enter:
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert seccomp.install(libc) == "seccomp"
+daemon = int(sys.argv[1])
+def tkill():
+    if libc.syscall({"x86_64": 200, "aarch64": 130}[os.uname().machine], daemon, 0) != 0: raise PermissionError
+def tgkill():
+    if libc.syscall({"x86_64": 234, "aarch64": 131}[os.uname().machine], daemon, daemon, 0) != 0: raise PermissionError
+def limits(): resource.prlimit(daemon, resource.RLIMIT_NOFILE, resource.prlimit(daemon, resource.RLIMIT_NOFILE))
+def pidfd(): signal.pidfd_send_signal(os.pidfd_open(daemon), 0)
+for act in (lambda: os.kill(daemon, 0), tkill, tgkill, pidfd, limits):
+    try:
+        act()
+        print("done")
+    except PermissionError:
+        print("refused")
+assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0, "its own limits are its own"
+a, b = socket.socketpair()
+a.send(b"x")
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.raise_signal(signal.SIGUSR1)  # what abort() does, too
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+async def test_without_landlock_it_still_has_no_hand_on_the_daemon():
+    """Landlock scopes signals from Linux 6.12 on alone, and limits of other processes on none."""
+    command = [sys.executable, "-c", SECCOMP_ALONE, str(os.getpid())]
+    free = await trio.run_process(command, capture_stdout=True)
+    held = await trio.run_process([*command, "enter"], capture_stdout=True)
+    assert free.stdout.split() == [b"done"] * 5
+    assert held.stdout.split() == [b"refused"] * 5
 
 
 async def test_it_inherits_no_secrets(try_inside, monkeypatch):
