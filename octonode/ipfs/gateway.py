@@ -51,6 +51,8 @@ class GatewayLimits:
     upload_bytes_per_second_max: int = 0
     """All responses together; 0: no limit."""
     requests_per_connection_max: int = 100_000
+    look_ups_max: int = 8
+    """In the index and on disk at the same time, in threads of their own; the next ones wait their turn."""
 
 
 class _Close(Exception):
@@ -90,6 +92,7 @@ class Gateway:
         self._on_sent = on_sent
         self._pace = Pace(self.limits.upload_bytes_per_second_max)
         self._by_address: Counter[str] = Counter()
+        self.look_ups = trio.CapacityLimiter(self.limits.look_ups_max)
         self.sent_bytes = 0
         self.port = 0
         """The port that is bound; 0 before `run` has started."""
@@ -257,7 +260,7 @@ class _Connection:
         if etag is not None and etag in if_none_match:
             await self._send(_head(304, headers + ([] if keep else [("Connection", "close")])))
             return
-        body = await trio.to_thread.run_sync(self._find, query)
+        body = await trio.to_thread.run_sync(self._find, query, limiter=self._gateway.look_ups)
         if body is None:
             raise BadQuery(404, f"{query.cid} is not held here, or not wholly")
         try:

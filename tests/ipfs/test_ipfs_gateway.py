@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,24 @@ async def test_raw_blocks_nodes_and_the_bitmap(one_file: Any, serve: Any) -> Non
         same = await _get(gateway, f"/ipfs/{leaf}?format=raw", if_none_match=f'"{leaf}.raw"')
         assert (same.status_code, same.content) == (304, b"")
         assert (await _get(gateway, f"/octonode/v1/blocks/{root}/have")).content == b"\xff"
+
+
+async def test_askers_do_not_take_the_threads_of_the_rest_of_the_node(one_file: Any, serve: Any) -> None:
+    """Every look-up waits for a disk that hangs; 60 of them are more than the threads that the node has for all."""
+    release = threading.Event()
+    one_file.have = lambda root: b"\1" if release.wait(60) else None
+    target = f"/octonode/v1/blocks/{one_file.dag.root}/have"
+    async with serve(one_file) as gateway, trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(_get, gateway, target)
+        try:
+            while gateway.connections < 60:
+                await trio.sleep(0.01)
+            await trio.sleep(0.2)
+            with trio.fail_after(10):
+                assert await trio.to_thread.run_sync(lambda: "done", abandon_on_cancel=True) == "done"
+        finally:
+            release.set()
 
 
 async def test_runs_of_leaves_as_car(one_file: Any, serve: Any) -> None:
