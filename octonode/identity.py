@@ -64,19 +64,26 @@ def load_or_create(home: Path) -> NodeKey:
     The file appears whole or not at all, and two processes that make it at the same moment get the same key.
     """
     path = home / "node.key"
-    if not path.exists():
-        fresh = home / f"node.key.{secrets.token_hex(8)}"
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(secrets.token_bytes(32))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, path)
-        finally:
-            fresh.unlink()
+    create_private(path, secrets.token_bytes(32))
     return _load(path)
+
+
+def create_private(path: Path, data: bytes) -> None:
+    """A file of `data` that its owner alone can read, unless there is one: it appears whole or not at all, and what
+    another process made at the same moment stands."""
+    if path.exists():
+        return
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()
 
 
 def _load(path: Path) -> NodeKey:

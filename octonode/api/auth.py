@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from octonode.config import ApiConfig, split_host_port
 from octonode.errors import ConfigError, OctonodeError, Refused
+from octonode.identity import create_private
 
 Scope = Literal["inference", "admin"]
 Need = Literal["open", "inference", "read", "admin"]
@@ -61,17 +61,8 @@ class Access:
 
 def load_or_create_token(home: Path) -> str:
     """The token in `home/api.token` (0600), made at the first call. Raises ConfigError when others can read it."""
-    path = home / TOKEN_FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return read_token(home)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        token = secrets.token_urlsafe(32)
-        file.write(token)
-        file.flush()
-        os.fsync(file.fileno())
-    return token
+    create_private(home / TOKEN_FILE, secrets.token_urlsafe(32).encode())
+    return read_token(home)
 
 
 def read_token(home: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from octonode.errors import ConfigError
+from octonode.identity import create_private
 from octonode.ids import PeerId
 
 Policy = Literal["token", "peers", "open"]
@@ -67,16 +68,8 @@ class TokenFiles:
 
     def own(self) -> str:
         """64 hex digits, made at the first call. Raises ConfigError when the file is no token or others can read it."""
-        try:
-            fd = os.open(self._own_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return _only(_read_private(self._own_path), self._own_path)
-        with os.fdopen(fd, "w", encoding="ascii") as file:
-            token = secrets.token_hex(TOKEN_BYTES)
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return token
+        create_private(self._own_path, secrets.token_hex(TOKEN_BYTES).encode() + b"\n")
+        return _only(_read_private(self._own_path), self._own_path)
 
     def joined(self) -> tuple[str, ...]:
         """Tokens of other nodes' join lines, the latest first."""

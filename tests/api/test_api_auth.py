@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,18 @@ def test_the_token_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(ConfigError, match="no token"):
         read_token(tmp_path)
+
+
+def test_the_token_of_the_api_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    start = threading.Barrier(16)
+
+    def read() -> str:
+        start.wait()
+        return load_or_create_token(tmp_path)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len({made.result() for made in [pool.submit(read) for _ in range(16)]}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["api.token"]
 
 
 def test_a_key_that_is_too_short_is_a_config_error() -> None:

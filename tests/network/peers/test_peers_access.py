@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,21 @@ def test_the_token_file_is_made_once_and_is_private(home: Path) -> None:
     (home / "token").write_text("not a token")
     with pytest.raises(ConfigError, match="64 hex digits"):
         files.own()
+
+
+def test_the_token_appears_whole_or_not_at_all(home: Path) -> None:
+    """Whoever reads it while it is made, `status` beside a daemon that starts, finds the whole token."""
+    start, found = threading.Barrier(16), []
+
+    def read() -> None:
+        start.wait()
+        found.append(TokenFiles(home).own())
+
+    with ThreadPoolExecutor(16) as pool:
+        for made in [pool.submit(read) for _ in range(16)]:
+            made.result()
+    assert len(set(found)) == 1
+    assert [path.name for path in home.iterdir()] == ["token"]
 
 
 def test_joined_tokens_are_kept_latest_first_and_bounded(home: Path) -> None:
