@@ -156,8 +156,14 @@ class ConfigError(OctonodeError):
     code = "CONFIG"
 
 
+PEER_WORDS_MAX = 1000
+"""Characters of a peer's message; it is shown in terminals and logs."""
+
+
 def from_wire(code: str, message: str, retry_after_seconds: float | None = None) -> OctonodeError:
-    """The exception for an error a peer sent. An unknown code becomes INTERNAL and is kept in `detail`."""
+    """The exception for an error a peer sent, its words made printable. An unknown code becomes INTERNAL and is kept
+    in `detail`."""
+    message = "".join(each if each.isprintable() else " " for each in message[:PEER_WORDS_MAX])
     if code not in TABLE:
-        return OctonodeError(message, code="INTERNAL", detail={"peer_code": code[:64]})
+        return OctonodeError(message, code="INTERNAL", detail={"peer_code": ascii(code[:64])[1:-1]})
     return OctonodeError(message, code=code, retry_after_seconds=retry_after_seconds)

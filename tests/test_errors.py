@@ -71,3 +71,11 @@ def test_a_code_that_a_peer_made_up_is_internal_and_bounded() -> None:
     error = errors.from_wire("X" * 1000, "?")
     assert error.code == "INTERNAL"
     assert error.detail == {"peer_code": "X" * 64}
+
+
+def test_what_a_peer_says_is_printable_and_short() -> None:
+    """It is shown in terminals, which obey control characters, and in logs."""
+    error = errors.from_wire("OVERLOADED", "\x1b[2Jgone\n\u202eelsewhere" + "x" * 5000)
+    assert error.message.startswith(" [2Jgone  elsewhere")
+    assert len(error.message) == errors.PEER_WORDS_MAX
+    assert errors.from_wire("NEVER HEARD OF", "a\tb").message == "a b"

@@ -78,7 +78,10 @@ class View:
     def announced(self) -> own_announcement.NodeFacts:
         return own_announcement.NodeFacts(
             tier=self.hardware.tier.name if self.hardware else "edge",
-            hardware=summary(self.hardware) if self.hardware else {},
+            hardware={
+                name: plain(value) if isinstance(value, str) else value
+                for name, value in (summary(self.hardware) if self.hardware else {}).items()
+            },
             engines=tuple(name for name in available_engines() if name != "scripted"),
             serving=tuple(self._serving()),
             holding=tuple(
@@ -112,7 +115,7 @@ class View:
                     running=self._slots.taken(model.root),
                     tokens_per_second=round(measured.tokens_per_second, 1),
                     first_token_ms=round(measured.first_token_ms),
-                    quantization=engine.facts.quantization,
+                    quantization=plain(engine.facts.quantization),
                 )
             )
         return found
@@ -180,6 +183,11 @@ class View:
 
     def stop(self) -> None:
         self._stopping.set()
+
+
+def plain(text: str) -> str:
+    """What an announcement takes of a text that a model file or a driver wrote: printable, at most 64 bytes."""
+    return "".join(each for each in text if each.isprintable()).encode()[:64].decode(errors="ignore")
 
 
 def reachable(addresses: Sequence[str]) -> tuple[str, ...]:

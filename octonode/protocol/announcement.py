@@ -170,40 +170,57 @@ def _read(value: dict[str, Any]) -> Announcement:
         issued_at_ms=fields.natural(value, "issued_at_ms"),
         expires_at_ms=fields.natural(value, "expires_at_ms"),
         state=fields.choice(value, "state", STATES, "active"),
-        addresses=fields.texts(value, "addresses", most=ADDRESSES_MAX, bytes_max=256),
+        addresses=_lines(value, "addresses", most=ADDRESSES_MAX, bytes_max=256),
         gateway_port=fields.natural(value, "gateway_port", 0, most=65535),
         tier=fields.choice(value, "tier", TIERS, "edge"),
         hardware=_read_hardware(value),
-        engines=fields.texts(value, "engines", most=ENGINES_MAX, bytes_max=_SHORT_BYTES_MAX),
+        engines=_lines(value, "engines", most=ENGINES_MAX, bytes_max=_SHORT_BYTES_MAX),
         serving=tuple(_read_serving(item) for item in fields.items(value, "serving", most=MODELS_MAX)),
         holding=tuple(_read_holding(item) for item in fields.items(value, "holding", most=MODELS_MAX)),
         access=fields.choice(value, "access", ACCESS, "token"),
-        region=fields.text(value, "region", "", bytes_max=_SHORT_BYTES_MAX),
-        agent_version=fields.text(value, "agent_version", "", bytes_max=_SHORT_BYTES_MAX),
+        region=_line(value, "region", "", bytes_max=_SHORT_BYTES_MAX),
+        agent_version=_line(value, "agent_version", "", bytes_max=_SHORT_BYTES_MAX),
         trimmed=fields.boolean(value, "trimmed", False),
     )
+
+
+def _line(value: dict[str, Any], key: str, *default: str, bytes_max: int) -> str:
+    return _printable(key, fields.text(value, key, *default, bytes_max=bytes_max))
+
+
+def _lines(value: dict[str, Any], key: str, *, most: int, bytes_max: int) -> tuple[str, ...]:
+    return tuple(_printable(key, text) for text in fields.texts(value, key, most=most, bytes_max=bytes_max))
+
+
+def _printable(key: str, text: str) -> str:
+    """These texts are shown in terminals, which obey control characters."""
+    if not text.isprintable():
+        raise RemoteProtocolError(f"field {key} holds characters that are not printable")
+    return text
 
 
 def _read_hardware(value: dict[str, Any]) -> dict[str, HardwareValue]:
     hardware = fields.plain_map(value, "hardware", depth=1)
     if len(hardware) > HARDWARE_KEYS_MAX or not all(type(i) in (str, int, float, bool) for i in hardware.values()):
         raise RemoteProtocolError(f"field hardware holds at most {HARDWARE_KEYS_MAX} texts, numbers and bools")
+    for text in (*hardware, *(item for item in hardware.values() if type(item) is str)):
+        _printable("hardware", text)
     return hardware
 
 
 def _read_serving(item: Any) -> Serving:
     value = fields.as_map(item, "serving")
     return Serving(
-        root=fields.text(value, "root", bytes_max=_CID_BYTES_MAX),
-        manifest=fields.text(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
-        name=fields.text(value, "name", "", bytes_max=_NAME_BYTES_MAX),
-        version=fields.text(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
+        root=_line(value, "root", bytes_max=_CID_BYTES_MAX),
+        manifest=_line(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
+        name=_line(value, "name", "", bytes_max=_NAME_BYTES_MAX),
+        version=_line(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
         context_tokens=fields.natural(value, "context_tokens", 0),
         parallel=fields.natural(value, "parallel", 1),
         running=fields.natural(value, "running", 0),
         tokens_per_second=fields.number(value, "tokens_per_second", 0.0),
         first_token_ms=fields.natural(value, "first_token_ms", 0),
-        quantization=fields.text(value, "quantization", "", bytes_max=_SHORT_BYTES_MAX),
+        quantization=_line(value, "quantization", "", bytes_max=_SHORT_BYTES_MAX),
         price_basis=fields.choice(value, "price_basis", PRICE_BASES, "tokens"),
         price_in_micro_octo=fields.natural(value, "price_in_micro_octo", 0),
         price_out_micro_octo=fields.natural(value, "price_out_micro_octo", 0),
@@ -213,9 +230,9 @@ def _read_serving(item: Any) -> Serving:
 def _read_holding(item: Any) -> Holding:
     value = fields.as_map(item, "holding")
     return Holding(
-        root=fields.text(value, "root", bytes_max=_CID_BYTES_MAX),
-        manifest=fields.text(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
-        name=fields.text(value, "name", "", bytes_max=_NAME_BYTES_MAX),
-        version=fields.text(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
+        root=_line(value, "root", bytes_max=_CID_BYTES_MAX),
+        manifest=_line(value, "manifest", "", bytes_max=_CID_BYTES_MAX),
+        name=_line(value, "name", "", bytes_max=_NAME_BYTES_MAX),
+        version=_line(value, "version", "", bytes_max=_SHORT_BYTES_MAX),
         complete=fields.boolean(value, "complete", True),
     )

@@ -19,7 +19,8 @@ NOW_MS = 1_800_000_000_000
 ROOT = "bafybei" + "a" * 52
 PLAIN = Announcement(NODE.peer_id, 7, NOW_MS, NOW_MS + 120_000)
 
-short, count, port = st.text(max_size=20), st.integers(0, 2**63 - 1), st.integers(0, 65535)
+printable = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
+short, count, port = st.text(printable, max_size=20), st.integers(0, 2**63 - 1), st.integers(0, 65535)
 servings = st.builds(
     Serving,
     short,
@@ -154,3 +155,30 @@ def test_what_others_would_refuse_is_not_signed() -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_raise_only_remote_protocol_errors(data: bytes) -> None:
     refused(data)
+
+
+@pytest.mark.parametrize("evil", ["\x1b]0;title\x07", "\x1b[2J", "two\nlines", "\u202egnp.exe", "\x9b31m"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda evil: {"region": evil},
+        lambda evil: {"agent_version": evil},
+        lambda evil: {"engines": (evil,)},
+        lambda evil: {"addresses": (evil,)},
+        lambda evil: {"hardware": {"gpu": evil}},
+        lambda evil: {"hardware": {evil: 1}},
+        lambda evil: {"serving": (Serving(ROOT, name=evil),)},
+        lambda evil: {"serving": (Serving(ROOT, quantization=evil),)},
+        lambda evil: {"holding": (Holding(ROOT, version=evil),)},
+        lambda evil: {"holding": (Holding(evil),)},
+    ],
+)
+def test_texts_for_people_hold_nothing_but_text(evil: str, where: Any) -> None:
+    """They are shown in terminals, which obey control characters."""
+    with pytest.raises(LocalProtocolError, match="printable"):
+        sign_announcement(NODE, replace(PLAIN, **where(evil)))
+    data = sign_announcement(NODE, replace(PLAIN, **where("@" * len(evil.encode()))))
+    value = cbrrr.decode_dag_cbor(data)["announcement"].replace(b"@" * len(evil.encode()), evil.encode())
+    forged = seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, cbrrr.decode_dag_cbor(value))
+    with pytest.raises(RemoteProtocolError, match="printable"):
+        open_announcement(forged, NOW_MS)
