@@ -49,7 +49,7 @@ class FetchLimits:
     """How often a holder is asked what it has by now."""
     give_up_seconds: float = 60.0
     """Without a new byte."""
-    nobody_seconds: float = 15.0
+    nobody_seconds: float = 10.0
     """While nobody at all is known to have the model, or all who have it gave wrong bytes."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 

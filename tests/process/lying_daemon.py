@@ -24,5 +24,5 @@ def _oldest(shelf: Shelf, publisher: PeerId, name: str) -> bytes | None:
     return min(found, key=lambda signed: signed.manifest.seq).encode() if found else None
 
 
-Shelf.manifest = {"forged": _forged, "oldest": _oldest}[os.environ["LIE"]]  # type: ignore[method-assign]
+Shelf.manifest = {"forged": _forged, "oldest": _oldest}[os.environ["LIE"]]  # type: ignore[method-assign, assignment]
 run()

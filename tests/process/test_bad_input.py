@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from octonode.client import Client
 from octonode.ipfs.cid import raw_cid
 from octonode.testing.daemon import Daemon
-from tests.process.fleet import Fleet, fails, octonode, works
+from tests.process.fleet import Asking, Fleet, fails, octonode, works
 
 pytestmark = pytest.mark.process
 
@@ -42,8 +43,11 @@ def b(shared: Daemon, a: Daemon) -> Iterator[Daemon]:
     before = files(shared.home)
     yield shared
     assert shared.running
-    assert works(shared.home, "models", "ls")["models"][0]["state"] == "network"
-    assert works(shared.home, "run", f"{a.peer_id}/words", "still there?")["octonode"]["provider"] == a.peer_id
+    with Client.from_home(shared.home) as client:
+        assert [model.state for model in client.models()] == ["network"]
+    answer = Asking(shared, f"{a.peer_id}/words", "still there?").whole()
+    assert answer.facts is not None
+    assert answer.facts.provider == a.peer_id
     assert files(shared.home) == before
 
 

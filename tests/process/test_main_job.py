@@ -128,7 +128,8 @@ def complete(api: str, model: str) -> Any:
 
 def stream(api: str, model: str) -> tuple[str, dict[str, Any]]:
     client = openai.OpenAI(base_url=f"{api}/v1", api_key="none", max_retries=0, timeout=120)
-    text, facts = "", {}
+    text = ""
+    facts: dict[str, Any] = {}
     make: Callable[..., Any] = client.chat.completions.create
     for chunk in make(model=model, messages=QUESTION, temperature=0, max_tokens=24, stream=True):
         text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
