@@ -57,13 +57,18 @@ def run(
     """
     question = "" if explain else _question(prompt)
     check_file(model)
-    with a_node() as client:
-        reference = model if peer else _reference(client, model, trust=trust, quiet=as_json)
+    with a_node() as (client, temporary):
+        served = model if peer else _served(client, model)
+        reference = served or _load(client, model, trust=trust, quiet=as_json)
         if explain:
             _explain(client, reference, peer, as_json=as_json)
             return
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer}
-        answer = ask(client, reference, question, options, echo=not as_json)
+        try:
+            answer = ask(client, reference, question, options, echo=not as_json)
+        finally:
+            if temporary and not served:
+                _unload(client, reference)
         if as_json:
             emit(answer_json(answer), as_json=True, text="")
         else:
@@ -131,14 +136,17 @@ def _explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
     emit({"candidates": to_json(found)}, as_json=as_json, text=table(("RANK", "PEER", "WHY"), rows))
 
 
-def _reference(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
-    """What to ask for. A file, or a model that nobody serves, is loaded here first."""
+def _served(client: Client, model: str) -> str:
+    """`model` when somebody serves it; empty for a file, and for a model that has to be loaded here first."""
+    return model if not Path(model).is_file() and client.model(model).servers else ""
+
+
+def _load(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
+    """Serve a file, or a model that nobody serves, from this node; the reference to ask for."""
     from octonode.api.schema import ServeModel
 
     if Path(model).is_file():
         model = f"file:{Path(model).absolute()}"
-    elif client.model(model).servers:
-        return model
     elif not quiet:
         print(f"nobody known here serves {model}; loading it on this node", file=sys.stderr)
     title = f"load {model.rpartition('/')[2]}"
@@ -147,6 +155,13 @@ def _reference(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
         return perform(client, ServeModel(reference=model, trust=trusted), title, quiet=quiet)
 
     return trusting(act, trust=trust, quiet=quiet).model.reference
+
+
+def _unload(client: Client, reference: str) -> None:
+    """A node for one question must not load its model again, and announce it, at each later start."""
+    from octonode.api.schema import ServeModel
+
+    perform(client, ServeModel(reference=reference, stop=True), "unload", quiet=True)
 
 
 @task_app.command("send")
@@ -167,7 +182,7 @@ def send(
     Beside the answer, its task id, and with --out the bytes that were signed.
     """
     question = _question(prompt)
-    with a_node() as client:
+    with a_node() as (client, _):
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer, "request": True}
         answer = ask(client, model, question, options, echo=False)
         facts = answer.facts
@@ -195,8 +210,8 @@ def save_receipt(folder: Path, *, request: bytes, receipt: bytes) -> None:
 
 
 @contextmanager
-def a_node() -> Iterator[Client]:
-    """A client of the running daemon, or of one started on this home for as long as the block lasts."""
+def a_node() -> Iterator[tuple[Client, bool]]:
+    """A client of the running daemon, or (True) of one started on this home for as long as the block lasts."""
     from octonode.client import Client
 
     home = settings.home_from(os.environ)
@@ -208,10 +223,10 @@ def a_node() -> Iterator[Client]:
             raise
     else:
         with client:
-            yield client
+            yield client, False
         return
     with _own_daemon(home) as client:
-        yield client
+        yield client, True
 
 
 @contextmanager

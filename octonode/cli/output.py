@@ -60,7 +60,14 @@ def progress(title: str, *, quiet: bool) -> Iterator[Bar]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None)
 
+        shown = ""
+
         def show(done: int, total: int, note: str = "") -> None:
-            bars.update(task, completed=done, total=total or None, description=f"{title} {note}".rstrip())
+            nonlocal shown
+            text = title if title.startswith(note) else f"{title}: {note}"
+            if text != shown or not total:
+                bars.reset(task, total=total or None, description=text)  # an unknown total pulses
+                shown = text
+            bars.update(task, completed=done, total=total or None)
 
         yield show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -216,6 +217,7 @@ def test_run_without_a_daemon(tmp_path: Path, scripted: Path) -> None:
     assert not (home / "daemon.json").exists()
     fails(home, "status", code="NOT_RUNNING", exit_code=5)
     name = octonode(home, "id").out.strip() + "/words"
+    assert json.loads((home / "serving.json").read_text()) == {}  # the next start loads nothing that nobody asked for
     again = octonode(home, "run", name, "hello", "--temperature", "0")
     assert again.out == first["answer"] + "\n"
     bad = fails(home, "run", "nobody/nothing", "hello", code="NOT_FOUND", exit_code=4)
