@@ -108,6 +108,8 @@ class TasksConfig:
     queue_max: int = 64
     """Tasks waiting for an engine slot."""
     open_per_peer_max: int = 256
+    open_unknown_max: int = 48
+    """Open tasks of all peers that have shown no token and are not listed: strangers never fill the queue alone."""
     requests_per_second_known: float = 100.0
     requests_burst_known: int = 200
     requests_per_second_unknown: float = 10.0

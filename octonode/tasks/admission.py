@@ -26,6 +26,7 @@ class Bounds:
     open_max: int = 256
     queue_max: int = 64
     open_per_peer_max: int = 256
+    open_unknown_max: int = 48
     rate_known: float = 100.0
     burst_known: int = 200
     rate_unknown: float = 10.0
@@ -85,6 +86,7 @@ class Admission:
         self._buckets: OrderedDict[tuple[PeerId, bool], TokenBucket] = OrderedDict()
         self._open: dict[PeerId, int] = {}
         self._open_all = 0
+        self._open_unknown = 0
         self.leaving = False
 
     @property
@@ -111,8 +113,10 @@ class Admission:
             return Refusal("RATE_LIMITED", f"too many requests; come back in {wait_ms} ms", wait_ms)
         return None
 
-    def begin(self, peer: PeerId, *, queue_full: bool) -> Refusal | None:
-        """Count the task as open, or say why not. Every None is followed by one `end`.
+    def begin(self, peer: PeerId, *, queue_full: bool, known: bool = True) -> Refusal | None:
+        """Count the task as open, or say why not. Every None is followed by one `end` with the same `known`.
+
+        All unknown peers together have `open_unknown_max`: identities are free, so a bound for each alone is none.
 
         `queue_full`: the engine has no slot and the queue before it no place.
         """
@@ -123,15 +127,19 @@ class Admission:
             return Refusal("OVERLOADED", f"{self._open_all} tasks are open here; ask another node or come back", 1000)
         if self.open_of(peer) >= bounds.open_per_peer_max:
             return Refusal("OVERLOADED", f"you have {self.open_of(peer)} tasks open here; let one end first", 1000)
+        if not known and self._open_unknown >= bounds.open_unknown_max:
+            return Refusal("OVERLOADED", "the share of unknown peers is taken; join this node, or come back", 1000)
         if queue_full:
             return Refusal("OVERLOADED", f"{bounds.queue_max} tasks wait here; ask another node or come back", 1000)
         self._open[peer] = self.open_of(peer) + 1
         self._open_all += 1
+        self._open_unknown += not known
         return None
 
-    def end(self, peer: PeerId) -> None:
+    def end(self, peer: PeerId, *, known: bool = True) -> None:
         assert self._open.get(peer, 0) > 0, "end without begin"
         self._open_all -= 1
+        self._open_unknown -= not known
         self._open[peer] -= 1
         if not self._open[peer]:
             del self._open[peer]

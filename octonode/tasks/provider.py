@@ -191,17 +191,18 @@ class Provider:
                     "REPLAY", "this request was made before and its answer is kept no more; send a new one"
                 )
             return run
-        refusal = self._second_look(exchange)
+        known = self._access.known(exchange.remote)
+        refusal = self._second_look(exchange, known)
         if refusal is not None:
             self._log_rejected(exchange, refusal)
             return ErrorReport(refusal.code, refusal.message, refusal.retry_after_ms)
         assert self._nursery is not None
         run = Run(exchange, conversation=request.header.conversation, now_ms=self._now_ms)
         self._runs[key] = run
-        self._nursery.start_soon(self._work, key, run)
+        self._nursery.start_soon(self._work, key, run, known)
         return run
 
-    def _second_look(self, exchange: Exchange) -> Refusal | None:
+    def _second_look(self, exchange: Exchange, known: bool) -> Refusal | None:
         """What is left to check of a request whose signature holds. None: it counts as open now."""
         request = exchange.request
         assert request is not None
@@ -215,13 +216,13 @@ class Provider:
         if engine is None and self._resident.model(request.model) is None:
             return Refusal("MODEL_NOT_FOUND", f"{request.model} is not served here")
         full = engine is not None and self._slots.full(request.model, engine.facts.parallel)
-        return self._admission.begin(exchange.remote, queue_full=full)
+        return self._admission.begin(exchange.remote, queue_full=full, known=known)
 
-    async def _work(self, key: Key, run: Run) -> None:
+    async def _work(self, key: Key, run: Run, known: bool) -> None:
         try:
             await run.work(resident=self._resident, slots=self._slots, signer=self._signer)
         finally:
-            self._admission.end(run.peer)
+            self._admission.end(run.peer, known=known)
             self._ended[key] = None
             while len(self._ended) > RUNS_ENDED_MAX:
                 self._runs.pop(self._ended.popitem(last=False)[0], None)
@@ -341,6 +342,7 @@ def _bounds(settings: TasksConfig) -> Bounds:
         open_max=settings.open_max,
         queue_max=settings.queue_max,
         open_per_peer_max=settings.open_per_peer_max,
+        open_unknown_max=settings.open_unknown_max,
         rate_known=settings.requests_per_second_known,
         burst_known=settings.requests_burst_known,
         rate_unknown=settings.requests_per_second_unknown,

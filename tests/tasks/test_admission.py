@@ -130,6 +130,20 @@ def test_open_tasks_are_bounded_per_peer_and_in_all() -> None:
     assert full is not None
 
 
+def test_strangers_share_one_bound_however_many_they_say_they_are() -> None:
+    rules = Admission(Bounds(open_unknown_max=3))
+    strangers = [PeerId(f"stranger{number}") for number in range(5)]
+    verdicts = [rules.begin(peer, queue_full=False, known=False) for peer in strangers]
+    assert [verdict is None for verdict in verdicts] == [True, True, True, False, False]
+    assert verdicts[3] is not None
+    assert verdicts[3].code == "OVERLOADED"
+    assert rules.begin(ALICE, queue_full=False) is None
+    rules.end(strangers[0], known=False)
+    assert rules.begin(strangers[4], queue_full=False, known=False) is None
+    rules.end(ALICE)
+    assert rules.begin(strangers[3], queue_full=False, known=False) is not None
+
+
 def test_a_full_queue_refuses_and_counts_nothing() -> None:
     rules = Admission(Bounds())
     refusal = rules.begin(ALICE, queue_full=True)
