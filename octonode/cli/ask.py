@@ -17,7 +17,7 @@ import typer
 
 from octonode import config as settings
 from octonode.cli.models import perform, trusting
-from octonode.cli.output import JsonFlag, emit, table
+from octonode.cli.output import JsonFlag, emit, shown, table
 from octonode.errors import NotFound, OctonodeError, from_wire
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def ask(client: Client, model: str, question: str, options: dict[str, Any], *, e
     with client.chat(model, [{"role": "user", "content": question}], **options) as stream:
         for text in stream:
             if echo:
-                print(text, end="", flush=True)
+                print(shown(text), end="", flush=True)
     if echo:
         print(flush=True)
     return stream.result
@@ -197,7 +197,7 @@ def send(
         f"tokens    {answer.tokens_in} in, {answer.tokens_out} out",
         f"receipt   {proof}{f', saved in {out}' if out else ''}",
         "",
-        answer.text,
+        shown(answer.text),
     ]
     emit({**answer_json(answer), "receipt": receipt.facts}, as_json=as_json, text="\n".join(lines))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octonode.cli.ask import save_receipt
-from octonode.cli.output import size
+from octonode.cli.output import shown, size
 from octonode.errors import NotFound, OctonodeError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ async def _ask(c: Daemon, model: str, question: str, max_tokens: int) -> tuple[A
         async with client.chat(model, [{"role": "user", "content": question}], **options) as stream:
             async for text in stream:
                 first = first or time.perf_counter() - begun
-                print(text, end="", flush=True)
+                print(shown(text), end="", flush=True)
     print("\n", flush=True)
     return stream.result, first * 1000, time.perf_counter() - begun
 

@@ -28,6 +28,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
+_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+
+
+def shown(text: str) -> str:
+    """`text` for a terminal: a model or a peer must not move the cursor or rename the window. Files get it as it is."""
+    return text.translate(_CONTROL) if sys.stdout.isatty() else text
+
+
 def size(size_bytes: float) -> str:
     """`98.4 MB`; decimal units, as disks and networks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
