@@ -81,6 +81,8 @@ def _run(place: Path, *, count: int, engine: str, model: str, kill: float, seed:
     log = EventLog(place / "events.ndjson", show=_show if as_json else None)
     net = Testnet(place, count, ("--engine", engine, "--trust-all", "--public"), model, kill, seed, on_event=log.take)
     (place / "launcher.pid").write_text(str(os.getpid()))
+    if not as_json:
+        print(f"starting {count} nodes, a second or two each ...", flush=True)
     import trio
 
     try:
