@@ -18,6 +18,7 @@ from typing import Any
 import vectors_agent
 import vectors_documents
 import vectors_hello
+import vectors_models
 
 FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 
@@ -29,6 +30,8 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "receipt": vectors_documents.receipt,
     "hello": vectors_hello.hello,
     "join": vectors_hello.join,
+    "cid": vectors_models.cid,
+    "manifest": vectors_models.manifest,
 }
 
 

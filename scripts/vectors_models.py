@@ -1,22 +1,12 @@
-"""Golden vectors of content and manifests.
-
-    python scripts/vectors_models.py            write protocols/vectors/cid.json and manifest.json
-    python scripts/vectors_models.py --check    exit 1 when a file differs from what the code makes
-
-Keys, contents and times are fixed, and Ed25519 signatures are deterministic: the same code makes the same bytes.
-"""
+"""Golden vectors of content and manifests; `scripts/vectors.py` writes them."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import io
-import json
 import random
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from octonode.errors import OctonodeError
@@ -27,7 +17,6 @@ from octonode.ipfs.cid import CODEC_NAMES, Cid, CidError, dag_cbor_cid, dag_pb_c
 from octonode.ipfs.unixfs import LEAF_BYTES, PROFILE, import_directory, import_stream, leaf_digests
 from octonode.models.manifest import ModelFile, ModelManifest, Requirements, sign, verify
 
-FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 SIZES = (0, 1, 300_000, LEAF_BYTES, LEAF_BYTES + 1, 3 * LEAF_BYTES + 5)
 BIG = (1 << 30, (1 << 30) + 1)
 PUBLISHER, WITNESS = NodeKey(bytes(range(32))), NodeKey(bytes(range(32, 64)))
@@ -179,30 +168,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return {"hex": value.hex()} if isinstance(value, bytes) else value
-
-
-BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {"cid": cid, "manifest": manifest}
-
-
-def text_of(name: str) -> str:
-    """The content of `protocols/vectors/<name>.json`."""
-    return json.dumps(BUILDERS[name](), indent=1, ensure_ascii=True) + "\n"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is not up to date")
-    check = parser.parse_args().check
-    stale = []
-    for name in BUILDERS:
-        path, text = FOLDER / f"{name}.json", text_of(name)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(name)
-            if not check:
-                path.write_text(text, encoding="utf-8")
-    print(f"{'stale' if check else 'written'}: {', '.join(stale)}" if stale else "all vectors are up to date")
-    return 1 if check and stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

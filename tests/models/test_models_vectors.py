@@ -27,7 +27,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def test_the_files_are_what_the_code_makes() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "vectors_models.py"), "--check"]
+    command = [sys.executable, str(ROOT / "scripts" / "vectors.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
