@@ -187,7 +187,8 @@ async def _receipt(c: Daemon, answer: Answer, out: Path) -> dict[str, Any]:
     good = stored.verified and answer.facts.verified and receipt.request == request_sha256
     if not good:
         raise OctonodeError(f"the receipt does not verify: {answer.facts.reason}", code="VERIFICATION_FAILED")
-    return {"request_sha256": request_sha256.hex(), "provider": stored.provider, **stored.facts}
+    proven = {"verified": good, "request_sha256": request_sha256.hex(), "provider": stored.provider}
+    return {**stored.facts, **proven}
 
 
 def _facts(
@@ -211,7 +212,7 @@ def _facts(
         "tokens_per_second": round((answer.tokens_out - 1) / max(seconds - ttft_ms / 1000, 1e-9), 1),
         "tokens_in": answer.tokens_in,
         "tokens_out": answer.tokens_out,
-        "receipt_verified": True,
+        "receipt_verified": receipt["verified"],
         "receipt": receipt,
     }
 
@@ -225,7 +226,7 @@ def _show_facts(facts: dict[str, Any], out: Path) -> None:
         *(f"fetched        {size(count)} from {source}" for source, count in facts["bytes_fetched"].items()),
         f"first token    {facts['ttft_ms']:.0f} ms",
         f"speed          {facts['tokens_per_second']:.1f} tokens/s",
-        "receipt        verified",
+        f"receipt        {'verified' if facts['receipt_verified'] else 'NOT verified'}",
         f"  request      {receipt['request_sha256']}",
         f"  provider     {receipt['provider']}",
         f"  tokens       {facts['tokens_in']} in, {facts['tokens_out']} out",
