@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
+from octonode.config import TasksConfig
 from octonode.ids import PeerId
 
 PEERS_MAX = 4096
@@ -17,20 +18,6 @@ PEERS_MAX = 4096
 
 EXPIRY_MARGIN_MS = 50
 """A task with less time left than this cannot be answered in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What an operator allows, `config.TasksConfig`."""
-
-    open_max: int = 256
-    queue_max: int = 64
-    open_per_peer_max: int = 256
-    open_unknown_max: int = 48
-    rate_known: float = 100.0
-    burst_known: int = 200
-    rate_unknown: float = 10.0
-    burst_unknown: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +68,7 @@ class Arrival:
 class Admission:
     """The bounded memory behind the rules: buckets by peer, open tasks by peer. One per provider."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: TasksConfig) -> None:
         self._bounds = bounds
         self._buckets: OrderedDict[tuple[PeerId, bool], TokenBucket] = OrderedDict()
         self._open: dict[PeerId, int] = {}
@@ -152,9 +139,9 @@ class Admission:
             return bucket
         bounds = self._bounds
         if known:
-            bucket = TokenBucket(bounds.rate_known, bounds.burst_known, now_ms)
+            bucket = TokenBucket(bounds.requests_per_second_known, bounds.requests_burst_known, now_ms)
         else:
-            bucket = TokenBucket(bounds.rate_unknown, bounds.burst_unknown, now_ms)
+            bucket = TokenBucket(bounds.requests_per_second_unknown, bounds.requests_burst_unknown, now_ms)
         self._buckets[key] = bucket
         if len(self._buckets) > PEERS_MAX:
             self._buckets.popitem(last=False)

@@ -21,7 +21,7 @@ from octonode.protocol.messages import ErrorReport, Header, Message, TaskRequest
 from octonode.protocol.replay import ReplayWindow
 from octonode.protocol.states import State
 from octonode.tasks import chat
-from octonode.tasks.admission import Admission, Arrival, Bounds, Refusal
+from octonode.tasks.admission import Admission, Arrival, Refusal
 from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
 from octonode.tasks.resident import Resident
 from octonode.tasks.routing import PRIVACY_BUILT
@@ -83,7 +83,7 @@ class Provider:
         self._now_ms = now_ms
         self._new_id = new_id
         self._replay = ReplayWindow(limits)
-        self._admission = Admission(_bounds(settings))
+        self._admission = Admission(settings)
         self._runs: OrderedDict[Key, Run] = OrderedDict()
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._idle = trio.lowlevel.ParkingLot()
@@ -335,16 +335,3 @@ async def _until_read(stream: Stream) -> None:
         await stream.finish()
         while await stream.receive():
             pass
-
-
-def _bounds(settings: TasksConfig) -> Bounds:
-    return Bounds(
-        open_max=settings.open_max,
-        queue_max=settings.queue_max,
-        open_per_peer_max=settings.open_per_peer_max,
-        open_unknown_max=settings.open_unknown_max,
-        rate_known=settings.requests_per_second_known,
-        burst_known=settings.requests_burst_known,
-        rate_unknown=settings.requests_per_second_unknown,
-        burst_unknown=settings.requests_burst_unknown,
-    )

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octonode.config import TasksConfig
 from octonode.ids import PeerId
 from octonode.tasks import admission
-from octonode.tasks.admission import Admission, Arrival, Bounds, TokenBucket
+from octonode.tasks.admission import Admission, Arrival, TokenBucket
 
 ALICE, BOB = PeerId("alice"), PeerId("bob")
 NOW = 1_800_000_000_000
@@ -64,7 +65,7 @@ def test_a_clock_that_steps_back_gives_nothing(steps: list[int]) -> None:
 
 def test_known_peers_have_the_larger_rate() -> None:
     for known, burst, rate in ((True, 200, 100), (False, 20, 10)):
-        rules = Admission(Bounds())
+        rules = Admission(TasksConfig())
         looks = [rules.first_look(arrival(known=known), NOW) for _ in range(burst + 1)]
         assert looks[:burst] == [None] * burst
         refusal = looks[burst]
@@ -77,7 +78,7 @@ def test_known_peers_have_the_larger_rate() -> None:
 
 
 def test_one_peers_requests_do_not_slow_another() -> None:
-    rules = Admission(Bounds())
+    rules = Admission(TasksConfig())
     while rules.first_look(arrival(ALICE), NOW) is None:
         pass
     assert rules.first_look(arrival(BOB), NOW) is None
@@ -94,7 +95,7 @@ def test_one_peers_requests_do_not_slow_another() -> None:
     ],
 )
 def test_refusals_come_in_their_order(faults: set[str], code: str | None) -> None:
-    rules = Admission(Bounds(burst_known=1))
+    rules = Admission(TasksConfig(requests_burst_known=1))
     if "rate" in faults:
         assert rules.first_look(arrival(), NOW) is None
     rules.leaving = "leaving" in faults
@@ -105,7 +106,7 @@ def test_refusals_come_in_their_order(faults: set[str], code: str | None) -> Non
 
 
 def test_a_refused_stranger_takes_no_tokens_from_the_bucket() -> None:
-    rules = Admission(Bounds(burst_known=1))
+    rules = Admission(TasksConfig(requests_burst_known=1))
     for _ in range(5):
         refusal = rules.first_look(arrival(allowed=False, access="peers"), NOW)
         assert refusal is not None
@@ -114,7 +115,7 @@ def test_a_refused_stranger_takes_no_tokens_from_the_bucket() -> None:
 
 
 def test_open_tasks_are_bounded_per_peer_and_in_all() -> None:
-    rules = Admission(Bounds(open_max=3, open_per_peer_max=2))
+    rules = Admission(TasksConfig(open_max=3, open_per_peer_max=2))
     assert rules.begin(ALICE, queue_full=False) is None
     assert rules.begin(ALICE, queue_full=False) is None
     refusal = rules.begin(ALICE, queue_full=False)
@@ -131,7 +132,7 @@ def test_open_tasks_are_bounded_per_peer_and_in_all() -> None:
 
 
 def test_strangers_share_one_bound_however_many_they_say_they_are() -> None:
-    rules = Admission(Bounds(open_unknown_max=3))
+    rules = Admission(TasksConfig(open_unknown_max=3))
     strangers = [PeerId(f"stranger{number}") for number in range(5)]
     verdicts = [rules.begin(peer, queue_full=False, known=False) for peer in strangers]
     assert [verdict is None for verdict in verdicts] == [True, True, True, False, False]
@@ -145,7 +146,7 @@ def test_strangers_share_one_bound_however_many_they_say_they_are() -> None:
 
 
 def test_a_full_queue_refuses_and_counts_nothing() -> None:
-    rules = Admission(Bounds())
+    rules = Admission(TasksConfig())
     refusal = rules.begin(ALICE, queue_full=True)
     assert refusal is not None
     assert refusal.code == "OVERLOADED"
@@ -154,7 +155,7 @@ def test_a_full_queue_refuses_and_counts_nothing() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=200))
 def test_counts_never_pass_the_bounds_and_return_to_zero(steps: list[tuple[str, bool]]) -> None:
-    rules = Admission(Bounds(open_max=5, open_per_peer_max=3))
+    rules = Admission(TasksConfig(open_max=5, open_per_peer_max=3))
     open_by: dict[PeerId, int] = {}
     for name, begins in steps:
         peer = PeerId(name)
@@ -173,7 +174,7 @@ def test_counts_never_pass_the_bounds_and_return_to_zero(steps: list[tuple[str, 
 
 def test_the_table_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "PEERS_MAX", 50)
-    rules = Admission(Bounds())
+    rules = Admission(TasksConfig())
     for number in range(500):
         rules.first_look(arrival(PeerId(f"peer{number}")), NOW)
     assert rules.peers == 50
