@@ -47,9 +47,14 @@ class NetworkConfig:
     access: Literal["token", "peers", "open"] = "token"
     """Who may send tasks: holders of the join token, the list below, or anybody (`--public`)."""
     allowed_peers: tuple[str, ...] = ()
-    muxer: Literal["stock", "own"] = "stock"
+    muxer: Literal["own", "stock"] = "own"
+    """`own`: the muxer, Noise reader and negotiation of this program; `stock`: those of py-libp2p, which are slower."""
     region: str = ""
-    streams_per_peer_max: int = 200
+    streams_per_peer_max: int = 1000
+    """Each way; `muxer = "stock"` carries 200 at most."""
+    received_bytes_per_connection_max: int = 32 * MIB
+    """Received and not yet read, over all streams of a peer's connection; above it the stream whose reader is furthest
+    behind is reset. Also what stream windows may grow by together."""
     connections_max: int = 256
     peerbook_peers_max: int = 4096
     announcement_ttl_seconds: float = 120.0

@@ -10,6 +10,7 @@ import trio
 
 log = logging.getLogger(__name__)
 
+RESET_SECONDS = 2.0
 RESTART_PAUSE_SECONDS = 0.5
 RESTART_PAUSE_MAX_SECONDS = 30.0
 HEALTHY_SECONDS = 60.0
@@ -34,6 +35,12 @@ async def contained(what: str, work: Callable[..., Awaitable[Any]], *args: Any, 
         log.debug("%s failed", what, exc_info=error)
         return False
     return True
+
+
+async def reset_quietly(stream: Any) -> None:
+    """Reset a stream, of the library or ours, within moments. Never raises."""
+    with trio.move_on_after(RESET_SECONDS, shield=True):
+        await contained("resetting a stream", stream.reset, level=logging.DEBUG)
 
 
 async def supervised(what: str, work: Callable[[], Awaitable[Any]]) -> None:

@@ -8,36 +8,31 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import trio
-from libp2p.custom_types import TProtocol
 from libp2p.host.exceptions import StreamFailure
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import ProtocolNotSupportedError
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 
-from octonode.errors import Unreachable
+from octonode.errors import Refused, Unreachable
 from octonode.network.host import ProtocolNotSupported, StreamReset
-from octonode.network.libp2p.containment import ContainedTasks, contained
-from octonode.network.libp2p.library import NEGOTIATION_SECONDS, to_peer_id
-from octonode.network.libp2p.links import Links, Spawn
+from octonode.network.libp2p.containment import ContainedTasks, contained, reset_quietly
+from octonode.network.libp2p.ground import Ground, Spawn, Wedged
+from octonode.network.libp2p.library import to_peer_id
+from octonode.network.libp2p.links import Links
 from octonode.network.slots import INBOUND_SLACK
 
 log = logging.getLogger(__name__)
 
-RESET_SECONDS = 2.0
 OPEN_ATTEMPTS = 2
 TRIM_ABOVE = 0.9
 """Beyond this share of `connections_max`, connections that carry none of our streams are dropped, oldest use first."""
 TRIM_IDLE_SECONDS = 30.0
 
-
-class Wedged(Exception):
-    """A connection that looks alive opens no stream, or not in time."""
+Opened = TypeVar("Opened")
 
 
 async def close_broken(work: Callable[..., Any]) -> None:
@@ -53,17 +48,18 @@ class Guard:
     def __init__(
         self,
         library_host: Any,
+        ground: Ground,
         links: Links,
         *,
-        streams_per_peer_max: int,
         connections_max: int,
         addresses_of: Callable[[ID], Sequence[Multiaddr]],
         spawn: Spawn,
     ) -> None:
         self._host = library_host
         self._swarm = library_host.get_network()
+        self._ground = ground
         self._links = links
-        self._inbound_max = streams_per_peer_max + INBOUND_SLACK
+        self._inbound_max = ground.streams_per_peer_max + INBOUND_SLACK
         self._connections_max = connections_max
         self._addresses_of = addresses_of
         self._spawn = spawn
@@ -71,7 +67,6 @@ class Guard:
         self._ours: Counter[ID] = Counter()
         self._used_at: dict[ID, float] = {}
         self._identifying: set[ID] = set()
-        self._library_handler = self._swarm.common_stream_handler
         self.identified: list[Callable[[ID], None]] = []
         """Called with each peer whose protocols have become known."""
 
@@ -113,35 +108,36 @@ class Guard:
     def inbound_streams(self, peer: ID) -> int:
         return self._inbound[peer]
 
-    async def _serve_inbound(self, net_stream: Any) -> None:
-        peer = net_stream.muxed_conn.peer_id
+    async def admit(self, peer: ID, stream: Any, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Serve one inbound stream of `peer`: counted, contained, reset above the limit or when `work` fails."""
         if self._inbound[peer] >= self._inbound_max:
             log.info("%s has %d streams open with us; one more is reset", to_peer_id(peer), self._inbound[peer])
-            await reset_quietly(net_stream)
+            await reset_quietly(stream)
             return
         self._inbound[peer] += 1
         try:
-            if not await contained("an inbound stream", self._library_handler, net_stream, level=logging.DEBUG):
-                await reset_quietly(net_stream)
+            if not await contained("an inbound stream", work, *args, level=logging.DEBUG):
+                await reset_quietly(stream)
         finally:
             self._inbound[peer] -= 1
             if self._inbound[peer] <= 0:
                 del self._inbound[peer]
 
-    async def open(self, peer: ID, protocols: Sequence[str]) -> Any:
-        """A negotiated stream of the library. Raises Unreachable or ProtocolNotSupported."""
+    async def _serve_inbound(self, net_stream: Any) -> None:
+        await self.admit(net_stream.muxed_conn.peer_id, net_stream, self._ground.serve, net_stream)
+
+    async def open(self, peer: ID, protocols: Sequence[str], begin: Callable[[Any], Awaitable[Opened]]) -> Opened:
+        """What `begin` makes of a connection to the peer. Raises Unreachable, ProtocolNotSupported or StreamReset."""
         reason: Exception | None = None
         for _ in range(OPEN_ATTEMPTS):
             connection = self._links.best(peer) or await self._links.dial(peer, self._addresses_of(peer))
             try:
-                return await self._negotiate(connection, protocols)
+                return await begin(connection)
             except Wedged as error:
                 reason = error
                 log.info("a connection to %s opens no stream; it is retired", to_peer_id(peer))
                 self._links.retire(connection)
-            except ProtocolNotSupportedError:
-                raise ProtocolNotSupported(f"{to_peer_id(peer)} does not speak {' or '.join(protocols)}") from None
-            except StreamReset:
+            except (ProtocolNotSupported, Refused, StreamReset):
                 raise
             except Exception as error:
                 reason = error
@@ -149,51 +145,23 @@ class Guard:
                     break  # a live connection on which the peer refused this stream: dialling again helps nothing
         raise Unreachable(f"{to_peer_id(peer)} gave no stream for {protocols[0]}: {reason!r}")
 
-    async def _negotiate(self, connection: Any, protocols: Sequence[str]) -> Any:
-        if connection.muxed_conn.stream_backlog_semaphore.value == 0:
-            raise Unreachable("the connection has no stream left")
-        try:
-            # Cancelled in here the library forgets to give a slot of the connection back. Nothing in it waits long.
-            with trio.CancelScope(shield=True):
-                net_stream = await connection.new_stream()
-        except Exception as error:
-            raise Wedged(f"it is closing: {error!r}") from error
-        chosen = False
-        try:
-            with trio.move_on_after(NEGOTIATION_SECONDS):
-                net_stream.set_protocol(await self._select(net_stream, protocols))
-                chosen = True
-                return net_stream
-        except ProtocolNotSupportedError:
-            raise
-        except Exception:
-            if net_stream.muxed_stream.reset_received and not connection.muxed_conn.event_shutting_down.is_set():
-                raise StreamReset("the peer reset the stream as it was opened") from None
-            raise
-        finally:
-            if not chosen:
-                await reset_quietly(net_stream)
-        raise Wedged(f"no answer within {NEGOTIATION_SECONDS:g} s")
-
-    async def _select(self, net_stream: Any, protocols: Sequence[str]) -> TProtocol:
-        client, communicator = self._host.multiselect_client, MultiselectCommunicator(net_stream)
-        await client.handshake(communicator)
-        for protocol in protocols[:-1]:
-            try:
-                return await client.try_select(communicator, TProtocol(protocol))
-            except ProtocolNotSupportedError:
-                continue
-        return await client.try_select(communicator, TProtocol(protocols[-1]))
-
     # What the library itself calls; its callers know its own exceptions only.
 
     async def new_stream(self, peer: ID, protocols: Sequence[str]) -> Any:
         try:
-            return await self.open(peer, protocols)
+            return await self.open_for_library(peer, protocols)
         except ProtocolNotSupported as error:
             raise StreamFailure(error.message) from error
-        except Unreachable as error:
+        except (Refused, Unreachable) as error:
             raise SwarmException(error.message) from error
+
+    async def open_for_library(self, peer: ID, protocols: Sequence[str]) -> Any:
+        """A negotiated stream of the library. Raises Unreachable or ProtocolNotSupported."""
+
+        async def begin(connection: Any) -> Any:
+            return await self._ground.open_for_library(connection, protocols)
+
+        return await self.open(peer, protocols, begin)
 
     async def _dial_peer(self, peer: ID) -> list[Any]:
         try:
@@ -230,9 +198,3 @@ class Guard:
         for _, index in sorted(idle)[:surplus]:
             log.debug("the connection to %s is trimmed", to_peer_id(connections[index].muxed_conn.peer_id))
             await self._links.drop(connections[index])
-
-
-async def reset_quietly(net_stream: Any) -> None:
-    """Reset a stream of the library within moments. Never raises."""
-    with trio.move_on_after(RESET_SECONDS, shield=True):
-        await contained("resetting a stream", net_stream.reset, level=logging.DEBUG)

@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 from libp2p.abc import INotifee
-from libp2p.custom_types import TProtocol
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
@@ -23,6 +22,7 @@ from octonode.network.addresses import Address, may_dial
 from octonode.network.host import Stream, StreamHandler
 from octonode.network.libp2p.containment import ContainedTasks, contained, supervised
 from octonode.network.libp2p.dialling import may_dial_place
+from octonode.network.libp2p.ground import Ground, Spawn, library_is_known
 from octonode.network.libp2p.guard import Guard, close_broken
 from octonode.network.libp2p.library import (
     ADDRESSES_PER_PEER_MAX,
@@ -35,8 +35,8 @@ from octonode.network.libp2p.library import (
 )
 from octonode.network.libp2p.links import Links
 from octonode.network.libp2p.listener import Doorkeeper, bind, listening_places
-from octonode.network.libp2p.stream import Libp2pStream
-from octonode.network.libp2p.writes import WholeWrites
+from octonode.network.libp2p.own import OwnGround
+from octonode.network.libp2p.stock import StockGround
 from octonode.network.near import reached_ips
 from octonode.network.serving import serve
 from octonode.network.slots import StreamSlots
@@ -61,21 +61,29 @@ class Libp2pHost:
         self._slots: dict[ID, StreamSlots] = {}
         self._services: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._nursery: trio.Nursery | None = None
+        self._ground = choose_ground(config, self.spawn)
         self.library = build_library_host(
-            key, config, addresses=self._announced, secured=self._secured, allows_name=self._allows_name
+            key, config, addresses=self._announced, secured=self._ground.secured, allows_name=self._allows_name
         )
         """The library's host, for kad.py and gossip.py."""
         self._swarm = self.library.get_network()
-        self.links = Links(self._swarm, dial_timeout_seconds=config.dial_timeout_seconds, spawn=self.spawn)
+        self.links = Links(
+            self._swarm, self._ground, dial_timeout_seconds=config.dial_timeout_seconds, spawn=self.spawn
+        )
         self.guard = Guard(
             self.library,
+            self._ground,
             self.links,
-            streams_per_peer_max=config.streams_per_peer_max,
             connections_max=config.connections_max,
             addresses_of=self.addresses_of,
             spawn=self.spawn,
         )
+        self._ground.install(self.library, self.guard.admit)
         self._doorkeeper = Doorkeeper(self._upgrade)
+
+    @property
+    def muxer(self) -> str:
+        return self._ground.name
 
     @property
     def peer_id(self) -> PeerId:
@@ -95,7 +103,7 @@ class Libp2pHost:
         self._services.append((what, work))
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
-        self.library.set_stream_handler(TProtocol(protocol), partial(self._serve, protocol, handler))
+        self._ground.handle(protocol, partial(self._serve, handler))
 
     async def connect(self, address: str) -> PeerId:
         place, peer_id = parse_dial_address(address)
@@ -111,18 +119,21 @@ class Libp2pHost:
     async def open(self, peer_id: PeerId, protocol: str) -> Stream:
         peer = to_library_id(peer_id)
         self._require_running()
-        slots = self._slots.setdefault(peer, StreamSlots(self._config.streams_per_peer_max))
+        slots = self._slots.setdefault(peer, StreamSlots(self._ground.streams_per_peer_max))
         with trio.move_on_after(self._config.dial_timeout_seconds) as deadline:
             await slots.acquire()
         if deadline.cancelled_caught:
             raise Unreachable(f"no stream to {peer_id} became free within {self._config.dial_timeout_seconds:g} s")
         self.guard.entered(peer)
+
+        async def begin(connection: Any) -> Stream:
+            return await self._ground.open(connection, peer_id, protocol, partial(self._release, peer, slots))
+
         try:
-            net_stream = await self.guard.open(peer, [protocol])
+            return await self.guard.open(peer, [protocol], begin)
         except BaseException:
             self._release(peer, slots)
             raise
-        return Libp2pStream(net_stream, peer_id, protocol, lambda: self._release(peer, slots))
 
     async def disconnect(self, peer_id: PeerId) -> None:
         await self.links.drop_peer(to_library_id(peer_id))
@@ -177,19 +188,14 @@ class Libp2pHost:
         assert self._nursery is not None
         self._nursery.start_soon(partial(contained, level=logging.DEBUG), what, work, *args)
 
-    def _secured(self, secured: Any) -> Any:
-        WholeWrites(secured, lambda work: self.spawn("the writer of a connection", work))
-        return secured
-
     async def _upgrade(self, stream: trio.SocketStream) -> None:
         with trio.fail_after(2 * HANDSHAKE_SECONDS):
             await self._swarm.upgrade_inbound_raw_conn(RawConnection(TrioTCPStream(stream), False), "listener")
 
-    async def _serve(self, protocol: str, handler: StreamHandler, net_stream: Any) -> None:
-        peer = net_stream.muxed_conn.peer_id
+    async def _serve(self, handler: StreamHandler, peer: ID, stream: Stream) -> None:
         self.guard.entered(peer)
         try:
-            await serve(handler, Libp2pStream(net_stream, to_peer_id(peer), protocol, lambda: None))
+            await serve(handler, stream)
         finally:
             self.guard.left(peer)
 
@@ -227,6 +233,16 @@ class Libp2pHost:
         """What identify and the routing table say of us."""
         given = [address.split("/p2p/")[0] for address in self._config.announce_addresses]
         return [Multiaddr(place) for place in given or self._places]
+
+
+def choose_ground(config: NetworkConfig, spawn: Spawn) -> Ground:
+    """What `network.muxer` says; the library's own where it is not the version that ours is written for."""
+    if config.muxer == "own" and library_is_known():
+        return OwnGround(
+            streams_per_peer_max=config.streams_per_peer_max,
+            received_bytes_max=config.received_bytes_per_connection_max,
+        )
+    return StockGround(streams_per_peer_max=config.streams_per_peer_max, spawn=spawn)
 
 
 class _Watcher(INotifee):  # type: ignore[misc]

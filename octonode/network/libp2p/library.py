@@ -22,7 +22,6 @@ from libp2p.peer.peerstore import PeerStore
 from multiaddr import Multiaddr
 
 from octonode.config import NetworkConfig
-from octonode.errors import ConfigError
 from octonode.identity import NodeKey
 from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.network.libp2p.dialling import Allows, CarefulTCP
@@ -89,8 +88,6 @@ def build_library_host(
     allows_name: Allows,
 ) -> Any:
     """A `BasicHost` that listens to nothing yet: tcp, noise and yamux, and no other of each kind."""
-    if config.muxer != "stock":
-        raise ConfigError('network.muxer = "own" is not built yet; set it to "stock"')
     key_pair = create_new_key_pair(key.transport_seed())
     host = new_host(
         key_pair=key_pair,

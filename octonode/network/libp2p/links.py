@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FORMAT
 from multiaddr import Multiaddr
 
 from octonode.errors import Unreachable
 from octonode.network.libp2p.containment import contained
+from octonode.network.libp2p.ground import Ground, Spawn
 from octonode.network.libp2p.library import to_peer_id
 
 log = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ PULSES_MISSED_MAX = 2
 RETIRE_SECONDS = 600.0
 """A wedged connection is left to its running streams for so long."""
 
-Spawn = Callable[..., None]
-
 
 @dataclass(slots=True)
 class _Race:
@@ -44,8 +41,9 @@ class _Race:
 class Links:
     """All connections of one host. `spawn(what, work, *args)` starts a contained task beside us."""
 
-    def __init__(self, swarm: Any, *, dial_timeout_seconds: float, spawn: Spawn) -> None:
+    def __init__(self, swarm: Any, ground: Ground, *, dial_timeout_seconds: float, spawn: Spawn) -> None:
         self._swarm = swarm
+        self._ground = ground
         self._dial_timeout_seconds = dial_timeout_seconds
         self._spawn = spawn
         self._dialling: dict[ID, trio.Event] = {}
@@ -60,11 +58,11 @@ class Links:
     def _usable(self, connection: Any) -> bool:
         if connection.is_closed or connection in self._retiring:
             return False
-        return not connection.muxed_conn.event_shutting_down.is_set()
+        return self._ground.may_open(connection)
 
     def best(self, peer: ID) -> Any | None:
         """The one with the most streams, so that the others fall idle; None when there is none."""
-        return max(self.of(peer), key=lambda each: len(each.streams), default=None)
+        return max(self.of(peer), key=self._ground.streams_open, default=None)
 
     async def dial(self, peer: ID, addresses: Sequence[Multiaddr]) -> Any:
         """A connection to `peer`, an existing one if there is. Raises Unreachable."""
@@ -118,28 +116,11 @@ class Links:
             with trio.move_on_after(self.pulse_seconds):
                 await connection.event_closed.wait()
                 return
-            missed = 0 if await self._ping(connection) else missed + 1
+            missed = 0 if await self._ground.ping(connection, self.pulse_timeout_seconds) else missed + 1
             if missed >= PULSES_MISSED_MAX:
                 log.info("%s answers no more; its connection is dropped", to_peer_id(connection.muxed_conn.peer_id))
                 await self.drop(connection)
                 return
-
-    async def _ping(self, connection: Any) -> bool:
-        muxed = connection.muxed_conn
-        muxed._ping_event = trio.Event()
-        muxed._ping_id += 1
-        with trio.move_on_after(self.pulse_timeout_seconds):
-            try:
-                await muxed._write_frame(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, muxed._ping_id))
-            except Exception:
-                return False
-            while True:
-                # The library's own measuring replaces the event now and then.
-                event = muxed._ping_event
-                with trio.move_on_after(1.0):
-                    await event.wait()
-                    return True
-        return False
 
     def retire(self, connection: Any) -> None:
         """Open no more streams on this connection; drop it once those it has are done, or it answers no more.
@@ -154,7 +135,11 @@ class Links:
     async def _retire(self, connection: Any) -> None:
         try:
             with trio.move_on_after(RETIRE_SECONDS):
-                while connection.streams and not connection.is_closed and await self._ping(connection):
+                while (
+                    self._ground.streams_open(connection)
+                    and not connection.is_closed
+                    and await self._ground.ping(connection, self.pulse_timeout_seconds)
+                ):
                     with trio.move_on_after(1.0):
                         await connection.event_closed.wait()
             await self.drop(connection)

@@ -1,4 +1,4 @@
-"""One suite, two networks: in memory and on the library over loopback."""
+"""One suite, three networks: in memory, and on the library over loopback with our muxer and with its own."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ class World:
         return NodeKey(hashlib.sha256(f"{self.kind} {next(self.serial)}".encode()).digest())
 
     def network(self, **settings: Any) -> Network:
-        config = NetworkConfig(listen="127.0.0.1:0", **settings)
         key = self.key()
         if self.kind == "memory":
+            config = NetworkConfig(listen="127.0.0.1:0", **settings)
             return self.memory.node(key.peer_id, config, validator=accept_good, select=last_in_order)
+        config = NetworkConfig(listen="127.0.0.1:0", muxer=self.kind, **settings)
         return build_network(key, config, validator=accept_good, select=last_in_order)
 
     async def running(self, **settings: Any) -> Network:
@@ -58,7 +59,7 @@ class World:
         return a.host, b.host
 
 
-@pytest.fixture(params=["memory", "libp2p"])
+@pytest.fixture(params=["memory", "own", "stock"])
 def world(request: pytest.FixtureRequest, nursery: trio.Nursery) -> World:
     return World(request.param, nursery)
 

@@ -33,12 +33,19 @@ def new_key() -> NodeKey:
     return NodeKey(hashlib.sha256(f"firewall {next(_SERIAL)}".encode()).digest())
 
 
+@pytest.fixture(params=["own", "stock"])
+def muxer(request: pytest.FixtureRequest) -> str:
+    """What hosts stand on, where a test does not say."""
+    return str(request.param)
+
+
 @pytest.fixture
-def new_host(nursery: trio.Nursery) -> Callable[..., Awaitable[Libp2pHost]]:
+def new_host(nursery: trio.Nursery, muxer: str) -> Callable[..., Awaitable[Libp2pHost]]:
     """A running host that serves echo; keyword arguments are settings of the network."""
 
     async def start(**settings: Any) -> Libp2pHost:
         settings.setdefault("listen", "127.0.0.1:0")
+        settings.setdefault("muxer", muxer)
         host = Libp2pHost(new_key(), NetworkConfig(**settings))
         host.handle(ECHO, echo)
         await nursery.start(host.run)
@@ -81,12 +88,12 @@ class PeerProcess:
 
 
 @pytest.fixture
-def peer_process() -> Callable[[], AbstractAsyncContextManager[PeerProcess]]:
+def peer_process(muxer: str) -> Callable[[], AbstractAsyncContextManager[PeerProcess]]:
     @asynccontextmanager
     async def start() -> AsyncIterator[PeerProcess]:
         seed = hashlib.sha256(f"process {next(_SERIAL)}".encode()).hexdigest()
         script = str(Path(__file__).with_name("peer_process.py"))
-        process = await trio.lowlevel.open_process([sys.executable, script, seed], stdout=subprocess.PIPE)
+        process = await trio.lowlevel.open_process([sys.executable, script, seed, muxer], stdout=subprocess.PIPE)
         try:
             assert process.stdout is not None
             with trio.fail_after(60):

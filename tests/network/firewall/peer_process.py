@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import trio
 
@@ -23,8 +24,8 @@ async def pour(stream: Stream) -> None:
         await trio.sleep(0.001)
 
 
-async def main(seed: str) -> None:
-    host = Libp2pHost(NodeKey(bytes.fromhex(seed)), NetworkConfig(listen="127.0.0.1:0"))
+async def main(seed: str, muxer: Any) -> None:
+    host = Libp2pHost(NodeKey(bytes.fromhex(seed)), NetworkConfig(listen="127.0.0.1:0", muxer=muxer))
     host.handle("/test/echo/1", echo)
     host.handle("/test/pour/1", pour)
     async with trio.open_nursery() as nursery:
@@ -32,4 +33,4 @@ async def main(seed: str) -> None:
         print(host.addresses[0], flush=True)
 
 
-trio.run(main, sys.argv[1])
+trio.run(main, sys.argv[1], sys.argv[2])

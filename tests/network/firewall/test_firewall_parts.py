@@ -17,11 +17,9 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 from trio.testing import MockClock
 
-from octonode.config import NetworkConfig
-from octonode.errors import ConfigError
 from octonode.identity import NodeKey
 from octonode.network.keys import multihash
-from octonode.network.libp2p import build_network, kad_stores, writes
+from octonode.network.libp2p import kad_stores, writes
 from octonode.network.libp2p.containment import ContainedTasks, contained, supervised
 from octonode.network.libp2p.kad_stores import FreshProviders
 from octonode.network.libp2p.library import BoundedPeerStore, parse_dial_address, to_library_id
@@ -144,13 +142,6 @@ def test_what_is_not_dialled(address: str) -> None:
 def test_what_is_dialled(place: str) -> None:
     parsed, owner = parse_dial_address(f"{place}/p2p/{A_PEER}")
     assert (str(parsed), owner) == (place, A_PEER)
-
-
-def test_a_muxer_that_is_not_built_is_named() -> None:
-    with pytest.raises(ConfigError, match="muxer"):
-        build_network(
-            NodeKey(bytes(32)), NetworkConfig(muxer="own"), validator=lambda k, v: None, select=lambda k, v: 0
-        )
 
 
 async def test_contained_lets_a_real_cancellation_pass() -> None:

@@ -15,7 +15,7 @@ from multiaddr import Multiaddr
 
 from octonode.errors import Unreachable
 from octonode.network.host import StreamReset
-from octonode.network.libp2p import guard
+from octonode.network.libp2p import guard, own, stock
 from tests.network.firewall.conftest import new_key
 
 ECHO = "/test/echo/1"
@@ -31,6 +31,23 @@ async def read_to_the_end(stream: Any) -> None:
 async def open_more(a: Any, b: Any, count: int, held: list[Any]) -> None:
     for _ in range(count):
         held.append(await a.open(b.peer_id, ECHO))
+        await held[-1].send(b"x")
+        assert await held[-1].receive() == b"x"
+
+
+async def open_and_ask(a: Any, b: Any) -> None:
+    """A stream that is opened without asking (0-RTT) tells of a silent peer only by its silence; the next one asks."""
+    for _ in range(2):
+        stream = await a.open(b.peer_id, ECHO)
+        with trio.move_on_after(1.0):
+            await stream.send(b"x")
+            await stream.receive()
+        await stream.reset()
+
+
+def negotiate_within(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ground in (own, stock):
+        monkeypatch.setattr(ground, "NEGOTIATION_SECONDS", seconds)
 
 
 @pytest.mark.process
@@ -53,7 +70,7 @@ async def test_a_peer_killed_in_mid_stream_shows_as_a_reset(new_host: Any, peer_
 async def test_a_silent_peer_is_given_up_and_found_again(
     new_host: Any, peer_process: Any, echoes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "NEGOTIATION_SECONDS", 1.0)
+    negotiate_within(1.0, monkeypatch)
     host = await new_host(dial_timeout_seconds=1.0)
     other = await new_host()
     with trio.fail_after(2 * GENEROUS_SECONDS):
@@ -63,7 +80,7 @@ async def test_a_silent_peer_is_given_up_and_found_again(
             assert await echoes(host, peer)
             peer.signal(signal.SIGSTOP)
             with pytest.raises(Unreachable):
-                await host.open(peer.peer_id, ECHO)
+                await open_and_ask(host, peer)
             assert await echoes(host, other)
             peer.signal(signal.SIGCONT)
             assert await echoes(host, peer)
@@ -86,24 +103,33 @@ async def test_a_peer_that_answers_no_ping_is_dropped(new_host: Any, peer_proces
             peer.signal(signal.SIGCONT)
 
 
+def wedge(host: Any, connection: Any) -> None:
+    """From now on `host` leaves what is opened on this connection without an answer."""
+    serve = host.library.get_network().common_stream_handler
+
+    async def never(stream: Any) -> None:
+        await trio.sleep_forever()
+
+    async def serve_all_but_the_wedged(net_stream: Any) -> None:
+        await (never if net_stream.swarm_conn is connection else serve)(net_stream)
+
+    host.library.get_network().common_stream_handler = serve_all_but_the_wedged
+    connection.muxed_conn._serve = never
+
+
 async def test_a_wedged_connection_is_retired_and_dialled_anew(
     new_host: Any, echoes: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the far library's accept loop has died: old streams live, new ones are never answered."""
-    monkeypatch.setattr(guard, "NEGOTIATION_SECONDS", 0.5)
+    negotiate_within(0.5, monkeypatch)
     a, b = await new_host(), await new_host()
     with trio.fail_after(GENEROUS_SECONDS):
         await a.connect(b.addresses[0])
         old_stream = await a.open(b.peer_id, ECHO)
         wedged = b.links.best(b.library.get_network().get_connections()[0].muxed_conn.peer_id)
-        serve = b.library.get_network().common_stream_handler
-
-        async def serve_all_but_the_wedged(net_stream: Any) -> None:
-            if net_stream.swarm_conn is wedged:
-                await trio.sleep_forever()
-            await serve(net_stream)
-
-        b.library.get_network().common_stream_handler = serve_all_but_the_wedged
+        wedge(b, wedged)
+        with suppress(Unreachable):
+            await open_and_ask(a, b)
         assert await echoes(a, b)
         await old_stream.send(b"old")
         assert await old_stream.receive() == b"old"
@@ -178,7 +204,8 @@ async def test_inbound_streams_over_the_limit_are_reset(new_host: Any, echoes: A
     with trio.fail_after(GENEROUS_SECONDS):
         await rude.connect(b.addresses[0])
         await polite.connect(b.addresses[0])
-        held = [await rude.open(b.peer_id, ECHO) for _ in range(50)]
+        held: list[Any] = []
+        await open_more(rude, b, 50, held)
         with pytest.raises(StreamReset):
             await open_more(rude, b, 20, held)
         assert await echoes(polite, b)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ import trio
 from libp2p import new_host as new_library_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.network.stream.exceptions import StreamReset as LibraryStreamReset
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
@@ -191,6 +193,12 @@ async def test_a_provider_that_nobody_reaches_is_not_passed_on_by_hearsay(nurser
         assert found == ((), ())
 
 
+async def open_requests(host: Libp2pHost, peer: Any, count: int, held: list[Any]) -> None:
+    for _ in range(count):
+        held.append(await host.guard.open_for_library(peer, [KAD_PROTOCOL]))
+    await held[-1].read(1)
+
+
 async def test_a_silent_request_does_not_hold_a_place_for_ever(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,11 +206,12 @@ async def test_a_silent_request_does_not_hold_a_place_for_ever(
     with trio.fail_after(GENEROUS_SECONDS):
         (rude, _), (victim, table) = await grow(nursery, 2)
         (peer,) = rude.library.get_connected_peers()
-        held = []
-        with suppress(StreamReset):
-            for _ in range(2 * kad_host.INBOUND_PER_PEER_MAX):
-                held.append(await rude.guard.open(peer, [KAD_PROTOCOL]))
-        assert 0 < len(held) <= kad_host.INBOUND_PER_PEER_MAX
+        held: list[Any] = []
+        # A stream over the bound is cut while it is opened, or the moment after.
+        with pytest.raises((StreamReset, LibraryStreamReset, StreamEOF)):
+            await open_requests(rude, peer, 2 * kad_host.INBOUND_PER_PEER_MAX, held)
+        assert len(held) >= kad_host.INBOUND_PER_PEER_MAX
+        assert max(table._kad_host._inbound.values()) == kad_host.INBOUND_PER_PEER_MAX
         while table._kad_host._inbound:
             await trio.sleep(0.05)
         assert await table.find_providers(KEY) == ()
