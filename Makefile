@@ -20,10 +20,10 @@ MODEL := build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 # Tests load the machine with real engines of one thread each; numerical libraries must not bring threads of their own.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check bench clean setup model
+.PHONY: help demo test test-interop check bench clean setup model interop-peers
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "  ONLY=...      for test: a folder, a file or a test of pytest; for bench: the name of a row"
 
 demo: setup model ## start four nodes, pass a real model between them by its content address, ask a question
@@ -39,6 +39,10 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 test: setup model ## all tests that need no GPU; sets up everything first
 	$(BIN)/pytest $(ONLY)
 
+# On loopback, in a minute or two; needs npm, and Linux on x86-64. No part of `make test`.
+test-interop: setup interop-peers ## real js-libp2p and go-libp2p against us, over each muxer and transport
+	$(BIN)/pytest $(or $(ONLY),tests/interop)
+
 check: setup ## style, types, layers, tidiness: no test of behaviour
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +57,9 @@ bench: setup model ## figures against their goals, to build/bench.json
 setup: $(READY)
 
 model: $(MODEL)
+
+interop-peers: setup
+	@$(BIN)/python -m scripts.get_interop_peers
 
 # The stamp is newer than pyproject.toml once what it asks for is installed.
 $(READY): pyproject.toml

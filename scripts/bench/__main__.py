@@ -1,6 +1,6 @@
 """`make bench`: figures against their goals, side by side in one run, into build/bench.json.
 
-    python -m scripts.bench                     all rows, about eight minutes on two cores
+    python -m scripts.bench                     all rows, about nine minutes on two cores
     python -m scripts.bench --only NAME         one row, or all rows that begin with NAME
     python -m scripts.bench --list              the names
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from scripts.bench import daemon, first_token, load, tokens, transfer
+from scripts.bench import daemon, first_token, gossip, ground, load, tokens, transfer
 from scripts.bench.nodes import ROOT, scratch
 from scripts.bench.rows import Goal, Row, table, write
 
@@ -36,10 +36,12 @@ GROUPS = (
     Group(daemon.HELP_GOALS, daemon.measure_help),
     Group(transfer.CID_GOALS, transfer.measure_cid),
     Group(daemon.START_GOALS, daemon.measure_start),
+    Group(ground.GOALS, ground.measure),
     Group(first_token.GOALS, first_token.measure),
     Group(tokens.GOALS, tokens.measure),
     Group(transfer.GOALS, transfer.measure),
     Group(load.GOALS, load.measure),
+    Group(gossip.GOALS, gossip.measure),
     Group(daemon.CPU_GOALS, daemon.measure_cpu),
 )
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import trio
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
-from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.pubsub_notifee import PubsubNotifee
 
 from octonode.errors import LocalProtocolError
 from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.network.libp2p.containment import ContainedTasks, contained
-from octonode.network.libp2p.guard import reset_quietly
+from octonode.network.libp2p.gossip_host import GossipHost
 from octonode.network.libp2p.host import Libp2pHost
 from octonode.network.libp2p.library import to_library_id, to_peer_id
+from octonode.network.libp2p.pubsub import AccountablePubsub
 
 log = logging.getLogger(__name__)
 
@@ -34,42 +33,6 @@ END_SECONDS = 2.0
 UPKEEP_SECONDS = 20.0
 
 Delivery = tuple[PeerId, bytes]
-
-
-class AccountablePubsub(Pubsub):  # type: ignore[misc]
-    """The library's service, which ends the streams it took.
-
-    Its own handler returns and leaves the stream open, so that the peer writes to nobody and never learns.
-    """
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._taken: set[Any] = set()
-
-    async def stream_handler(self, stream: Any) -> None:
-        self._taken.add(stream)
-        try:
-            await super().stream_handler(stream)
-        finally:
-            self._taken.discard(stream)
-            await reset_quietly(stream)
-
-    async def end_streams(self) -> None:
-        for stream in (*self._taken, *self.peers.values()):
-            await reset_quietly(stream)
-
-    async def upkeep(self, connected: Iterable[ID]) -> None:
-        """Say again what we are subscribed to, and open what is missing.
-
-        When one of the two streams between peers is lost, the library forgets the other end's subscriptions, which
-        the other end has no reason to repeat: without this the two stay deaf while they are connected.
-        """
-        for topic in tuple(self.topic_ids):
-            packet, _ = self._build_announce_rpc(topic, subscribe=True)
-            await self.message_all_peers(packet.SerializeToString())
-        for peer in connected:
-            if peer not in self.peers:
-                self._schedule_peer_stream_retry(peer)
 
 
 class Gossip:
@@ -156,7 +119,7 @@ class Gossip:
             eclipse_protection_enabled=False,
         )
         pubsub = AccountablePubsub(
-            self._host.library,
+            GossipHost(self._host.library),
             router,
             strict_signing=True,
             max_inbound_rpc_size=RPC_BYTES_MAX,

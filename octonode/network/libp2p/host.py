@@ -119,11 +119,10 @@ class Libp2pHost:
     async def open(self, peer_id: PeerId, protocol: str) -> Stream:
         peer = to_library_id(peer_id)
         self._require_running()
-        slots = self._slots.setdefault(peer, StreamSlots(self._ground.streams_per_peer_max))
-        with trio.move_on_after(self._config.dial_timeout_seconds) as deadline:
-            await slots.acquire()
-        if deadline.cancelled_caught:
-            raise Unreachable(f"no stream to {peer_id} became free within {self._config.dial_timeout_seconds:g} s")
+        slots = self._slots.get(peer)
+        if slots is None:
+            slots = self._slots[peer] = StreamSlots(self._ground.streams_per_peer_max)
+        await self._acquire(slots, peer_id)
         self.guard.entered(peer)
 
         async def begin(connection: Any) -> Stream:
@@ -134,6 +133,15 @@ class Libp2pHost:
         except BaseException:
             self._release(peer, slots)
             raise
+
+    async def _acquire(self, slots: StreamSlots, peer_id: PeerId) -> None:
+        if slots.acquire_nowait():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        with trio.move_on_after(self._config.dial_timeout_seconds) as deadline:
+            await slots.acquire()
+        if deadline.cancelled_caught:
+            raise Unreachable(f"no stream to {peer_id} became free within {self._config.dial_timeout_seconds:g} s")
 
     async def disconnect(self, peer_id: PeerId) -> None:
         await self.links.drop_peer(to_library_id(peer_id))

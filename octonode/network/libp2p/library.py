@@ -131,6 +131,7 @@ def quieten(library_log: logging.Logger) -> None:
         library_log.setLevel(logging.CRITICAL)
 
 
+@lru_cache(maxsize=IDS_CACHED)
 def to_library_id(peer_id: PeerId) -> ID:
     """Raises ValueError for what is not the id of an Ed25519 key."""
     public_key_from_peer_id(peer_id)

@@ -1,4 +1,4 @@
-"""Choosing the protocol of a stream: multistream-select 1.0, both sides, as machines without I/O and two thin loops.
+"""Choosing the protocol of a stream: multistream-select 1.0, both sides, as machines without I/O.
 
 A message is `uvarint length | text | "\\n"`. Both sides open with HEADER; the opener then proposes protocols one by
 one, and the other side repeats the one it takes or answers `na`
@@ -18,7 +18,7 @@ from octonode.errors import RemoteProtocolError
 
 TEXT_BYTES_MAX = 1024
 PROPOSALS_MAX = 64
-"""Refused on one stream before it is given up."""
+"""Refused on one stream, listings included, before it is given up."""
 REFUSAL = "na"
 LISTING = "ls"
 
@@ -153,22 +153,20 @@ class Selection:
                 raise NegotiationError("the peer does not speak multistream-select 1.0")
             self._has_header = True
             return b""
-        if text == LISTING:
-            answer = _encode_listing(self._listing())
-        elif self._supports(text):
+        if text != LISTING and self._supports(text):
             self.chosen = text
-            answer = encode(text)
-        else:
-            self._refused += 1
-            if self._refused > PROPOSALS_MAX:
-                raise NegotiationError(f"more than {PROPOSALS_MAX} proposals on one stream")
-            answer = encode(REFUSAL)
-        return self.greeting() + answer
+            return self.greeting() + encode(text)
+        self._refused += 1
+        if self._refused > PROPOSALS_MAX:
+            raise NegotiationError(f"more than {PROPOSALS_MAX} proposals on one stream")
+        return self.greeting() + (_encode_listing(self._listing()) if text == LISTING else encode(REFUSAL))
 
     def greeting(self) -> bytes:
         """Our header if it has not gone yet, for an opener that sends its own and waits."""
+        if not self._has_header:
+            return b""
         unsaid, self._unsaid = self._unsaid, b""
-        return unsaid if self._has_header else b""
+        return unsaid
 
 
 def _encode_listing(protocols: Iterable[str]) -> bytes:
@@ -181,7 +179,7 @@ def _encode_listing(protocols: Iterable[str]) -> bytes:
 
 
 class Pipe(Protocol):
-    """A stream to negotiate on: reads at most `n` bytes at a time."""
+    """A stream to propose on: reads at most `n` bytes at a time."""
 
     async def read(self, n: int) -> bytes: ...
 
@@ -201,20 +199,3 @@ async def conclude(pipe: Pipe, proposal: Proposal) -> str:
         if answer := proposal.receive(await pipe.read(proposal.wanted_bytes)):
             await pipe.write(answer)
     return proposal.chosen
-
-
-async def select(
-    pipe: Pipe, has_more: Callable[[], bool], supports: Callable[[str], bool], listing: Callable[[], Iterable[str]]
-) -> str:
-    """The protocol that a peer has chosen on a stream it opened. Raises NegotiationError, and what the pipe raises.
-
-    `has_more` says whether bytes wait to be read: if so our header waits for the answer that it can go with.
-    """
-    selection = Selection(supports, listing)
-    while selection.chosen is None:
-        answer = selection.receive(await pipe.read(selection.wanted_bytes))
-        if not answer and not has_more():
-            answer = selection.greeting()
-        if answer:
-            await pipe.write(answer)
-    return selection.chosen

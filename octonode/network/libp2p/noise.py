@@ -81,6 +81,8 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         self._socket = _socket_under(self._raw)
         self._buffer = bytearray(BUFFER_FIRST_BYTES)
         self._start = self._end = 0
+        self._is_drained = False
+        """The last read of the socket took all that there was."""
         self._plain: list[bytes] = []
         """Decrypted and not yet given, for `read`, which takes less than a message."""
         self._tail = b""
@@ -94,15 +96,17 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
 
     def seal(self, plaintext: bytes) -> bytes:
         """The messages that carry `plaintext`; they must be sent in this order."""
-        if len(plaintext) <= PLAINTEXT_BYTES_MAX:
-            sealed = self._encrypt.encrypt(plaintext)
-            return len(sealed).to_bytes(LENGTH_BYTES, "big") + sealed
-        view = memoryview(plaintext)
-        parts: list[bytes] = []
+        return b"".join(self._seal(plaintext))
+
+    def _seal(self, plaintext: bytes) -> list[bytes]:
+        """The same in pieces."""
+        pieces: list[bytes] = []
         for start in range(0, len(plaintext), PLAINTEXT_BYTES_MAX):
-            sealed = self._encrypt.encrypt(view[start : start + PLAINTEXT_BYTES_MAX])
-            parts += (len(sealed).to_bytes(LENGTH_BYTES, "big"), sealed)
-        return b"".join(parts)
+            whole = len(plaintext) <= PLAINTEXT_BYTES_MAX
+            part = plaintext if whole else memoryview(plaintext)[start : start + PLAINTEXT_BYTES_MAX]
+            sealed = self._encrypt.encrypt(part)
+            pieces += (len(sealed).to_bytes(LENGTH_BYTES, "big"), sealed)
+        return pieces
 
     def send_now(self, plaintext: bytes) -> bool:
         """Give what the kernel takes without waiting; False when something is left for `flush`.
@@ -120,16 +124,23 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         self._tail = sealed[sent:] if sent < len(sealed) else b""
         return not self._tail
 
-    async def flush(self, plaintext: bytes = b"") -> None:
-        """Send what is left, then `plaintext`. Cancelled in here the connection is of no more use: close it."""
-        sealed = self._tail + self.seal(plaintext) if plaintext else self._tail
+    async def flush(self, *plaintexts: bytes) -> None:
+        """Send what is left, then these. Cancelled in here the connection is of no more use: close it."""
+        pieces: list[bytes | memoryview] = [self._tail] if self._tail else []
         self._tail = b""
+        for plaintext in plaintexts:
+            pieces += self._seal(plaintext)
         if self._socket is None:
-            await self._raw.write(sealed)
+            await self._raw.write(b"".join(pieces))
             return
-        view, sent = memoryview(sealed), 0
-        while sent < len(sealed):
-            sent += await self._socket.send(view[sent:])
+        while pieces:
+            try:
+                sent = os.writev(self._socket.fileno(), pieces)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+                continue
+            pieces = _without(pieces, sent)
+        await trio.lowlevel.checkpoint()
 
     async def write(self, data: bytes) -> None:
         """As the library calls it, before there is a muxer."""
@@ -154,16 +165,30 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
 
     async def _fill(self) -> int:
         """One read of the socket; 0 at its end."""
-        buffer = self._buffer
         if self._socket is None:
-            data = await self._raw.read(len(buffer) - self._end) or b""
-            buffer[self._end : self._end + len(data)] = data
+            data = await self._raw.read(len(self._buffer) - self._end) or b""
+            self._buffer[self._end : self._end + len(data)] = data
             size = len(data)
         else:
-            with memoryview(buffer) as whole, whole[self._end :] as free:
-                size = await self._socket.recv_into(free)
+            size = await self._read_socket(self._socket)
         self._end += size
         return size
+
+    async def _read_socket(self, sock: Any) -> int:
+        """As trio's `recv_into`, without its first try where the last read left nothing in the kernel."""
+        while True:
+            if self._is_drained:
+                await trio.lowlevel.wait_readable(sock)
+            else:
+                await trio.lowlevel.checkpoint()
+            with memoryview(self._buffer) as whole, whole[self._end :] as free:
+                try:
+                    size = os.readv(sock.fileno(), [free])
+                except BlockingIOError:
+                    self._is_drained = True
+                    continue
+                self._is_drained = size < len(free)
+                return size
 
     def _open_messages(self) -> None:
         """Decrypt what is whole, and make room for what is to come."""
@@ -202,6 +227,15 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
             self._plain.insert(0, data[n:])
             data = data[:n]
         return data
+
+
+def _without(pieces: list[bytes | memoryview], sent_bytes: int) -> list[bytes | memoryview]:
+    """What is left of `pieces` once so many of their bytes have gone."""
+    for index, piece in enumerate(pieces):
+        if sent_bytes < len(piece):
+            return [memoryview(piece)[sent_bytes:], *pieces[index + 1 :]]
+        sent_bytes -= len(piece)
+    return []
 
 
 def _socket_under(raw: Any) -> Any:

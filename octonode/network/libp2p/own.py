@@ -26,7 +26,7 @@ from octonode.network.libp2p.muxing import frames
 from octonode.network.libp2p.muxing.connection import MuxedConnection
 from octonode.network.libp2p.muxing.muxed import MuxedStream
 from octonode.network.libp2p.muxing.windows import Limits
-from octonode.network.libp2p.negotiation import NegotiationError, NotSupported, Proposal, propose, select
+from octonode.network.libp2p.negotiation import NegotiationError, NotSupported, Proposal, Selection, propose
 from octonode.network.libp2p.noise import NoiseChannel
 from octonode.network.libp2p.own_stream import OwnStream
 
@@ -65,11 +65,10 @@ class OwnGround:
     # What peers open.
 
     async def _serve_inbound(self, stream: MuxedStream) -> None:
-        with trio.move_on_after(NEGOTIATION_SECONDS):
-            try:
-                stream.protocol = await select(stream, stream.has_bytes, self._supports, self._listing)
-            except (NegotiationError, MuxedStreamError) as fault:
-                log.debug("a stream of %s chose no protocol: %r", to_peer_id(stream.conn.peer_id), fault)
+        try:
+            stream.protocol = await self._select(stream)
+        except (NegotiationError, MuxedStreamError) as fault:
+            log.debug("a stream of %s chose no protocol: %r", to_peer_id(stream.conn.peer_id), fault)
         stream.conn.accepted(stream)
         if stream.protocol is None:
             await stream.reset()
@@ -80,6 +79,20 @@ class OwnGround:
             await self._admit(peer, stream, serve, peer, ours)
         else:
             stream.conn.offer(stream)
+
+    async def _select(self, stream: MuxedStream) -> str | None:
+        """What the peer has chosen; None where it did not in time. Raises NegotiationError, or that the stream ended.
+
+        Mostly all it says is at hand. Our answer waits for what the handler has to say at once, and goes with it.
+        """
+        selection = Selection(self._supports, self._listing)
+        _select_at_hand(stream, selection)
+        if selection.chosen is None:
+            with trio.move_on_after(NEGOTIATION_SECONDS):
+                while selection.chosen is None:
+                    await stream.wait_readable()
+                    _select_at_hand(stream, selection)
+        return selection.chosen
 
     def _supports(self, protocol: str) -> bool:
         return protocol in self._host.multiselect.handlers
@@ -123,7 +136,18 @@ class OwnGround:
         return net_stream
 
 
+def _select_at_hand(stream: MuxedStream, selection: Selection) -> None:
+    answer = b""
+    while selection.chosen is None and (data := stream.take(selection.wanted_bytes)):
+        answer += selection.receive(data)
+    answer += selection.greeting()
+    if answer and stream.row.may_send:
+        stream.conn.send_soon(stream.row, answer)
+
+
 async def _opened(muxed: MuxedConnection) -> MuxedStream:
+    if not muxed.has_ack_backlog:
+        return await muxed.open_stream()
     with trio.move_on_after(NEGOTIATION_SECONDS):
         return await muxed.open_stream()
     raise Wedged(f"{muxed.limits.ack_backlog_max} streams wait to be acknowledged for {NEGOTIATION_SECONDS:g} s")

@@ -94,6 +94,11 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
         return self.session.may_open and not self.event_shutting_down.is_set()
 
     @property
+    def has_ack_backlog(self) -> bool:
+        """To open a stream waits for the peer."""
+        return self.session.unacknowledged >= self.limits.ack_backlog_max
+
+    @property
     def streams_open(self) -> int:
         return len(self._streams)
 
@@ -109,7 +114,7 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
     async def open_stream(self) -> MuxedStream:
         """Waits while `ack_backlog_max` streams of ours are not acknowledged. Raises Unreachable or Refused."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self.session.unacknowledged >= self.limits.ack_backlog_max and self.may_open:
+        while self.has_ack_backlog and self.may_open:
             await self._acknowledged.park()
         return self._added(self.session.open(trio.current_time()))
 
@@ -202,12 +207,18 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
     def take(self, row: YamuxStream, size_max: int) -> bytes:
         data = self.session.take(row, size_max, trio.current_time())
         self._forget_if_over(row)
-        self._flush()
+        if self.session.outbox.has_control:  # credit; what `send_soon` left waits for more
+            self._flush()
         return data
 
     def send(self, row: YamuxStream, data: bytes) -> None:
         self.session.send(row, data)
         self._flush()
+
+    def send_soon(self, row: YamuxStream, data: bytes) -> None:
+        """The same, by the writer or with what is sent next: it wakes once the running task waits for something."""
+        self.session.send(row, data)
+        self._news.unpark()
 
     def announce(self, row: YamuxStream) -> None:
         self.session.outbox.announce(row)
@@ -283,7 +294,7 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
                 while size < BATCH_BYTES and (message := self._next_message()):
                     batch.append(message)
                     size += len(message)
-                await self.secured_conn.flush(batch[0] if len(batch) == 1 else b"".join(batch))
+                await self.secured_conn.flush(*batch)
                 self._wrote_at = trio.current_time()
         except (OSError, IOException, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("the writer of a connection ended: %r", error)
@@ -357,5 +368,5 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             self._unaccepted -= 1
 
     def _wake_openers(self) -> None:
-        if self._acknowledged and self.session.unacknowledged < self.limits.ack_backlog_max:
+        if self._acknowledged and not self.has_ack_backlog:
             self._acknowledged.unpark_all()

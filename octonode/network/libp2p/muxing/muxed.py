@@ -43,10 +43,6 @@ class MuxedStream(IMuxedStream):  # type: ignore[misc]
         if what & WRITE:
             self._writable.unpark_all()
 
-    def has_bytes(self) -> bool:
-        """A read would not wait for bytes."""
-        return bool(self.row.received)
-
     @property
     def was_cut(self) -> bool:
         """By a reset of either end, or with the connection."""
@@ -54,9 +50,18 @@ class MuxedStream(IMuxedStream):  # type: ignore[misc]
 
     async def read(self, n: int | None = None) -> bytes:
         """At least one byte and at most `n`. Raises MuxedStreamEOF at the peer's end, MuxedStreamReset for a cut."""
-        await trio.lowlevel.checkpoint_if_cancelled()
         if n == 0:
             return b""
+        await self.wait_readable()
+        return self.conn.take(self.row, len(self.row.received) if n is None or n < 0 else n)
+
+    def take(self, n: int) -> bytes:
+        """What a read would give at once; empty where it would wait."""
+        return self.conn.take(self.row, n) if self.row.received else b""
+
+    async def wait_readable(self) -> None:
+        """Until there are bytes. Raises as `read` does."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         row = self.row
         while not row.received:
             if row.state not in RECEIVING:
@@ -66,7 +71,6 @@ class MuxedStream(IMuxedStream):  # type: ignore[misc]
             self.conn.announce(row)
             await self._readable.park()
             self._writes = 0
-        return self.conn.take(row, len(row.received) if n is None or n < 0 else n)
 
     async def write(self, data: bytes) -> None:
         """Take all of `data`; waits while `pending_bytes_max` of it has not gone. No deadline: bring your own.

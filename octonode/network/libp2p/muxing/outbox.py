@@ -15,6 +15,8 @@ from octonode.network.libp2p.muxing.streams import Step, YamuxStream
 MESSAGE_BYTES_MAX = 65_519
 """What fits one Noise message beside its tag."""
 SHARE_BYTES = 16 * 1024
+HEADERS_BYTES = 3 * HEADER_BYTES
+"""A turn of a stream takes three frames at most: an ACK with credit, data, a FIN."""
 
 
 class Outbox:
@@ -43,15 +45,23 @@ class Outbox:
     def is_empty(self) -> bool:
         return not (self._control or self._ring)
 
+    @property
+    def has_control(self) -> bool:
+        return bool(self._control)
+
     def control(self, kind: int, flags: int, stream_id: int, value: int) -> None:
         """A frame that goes before all data. What we say of our own accord is bounded by our streams and windows."""
         self._control += header(kind, flags, stream_id, value)
 
     def answer(self, kind: int, flags: int, stream_id: int, value: int) -> None:
         """The same for what the peer makes us say. Raises MuxerError when too much waits."""
+        self.check_room()
+        self.control(kind, flags, stream_id, value)
+
+    def check_room(self) -> None:
+        """Raises MuxerError when too much waits for the peer to make us say more."""
         if len(self._control) >= self._control_bytes_max:
             raise MuxerError("the peer makes us answer and does not read the answers")
-        self.control(kind, flags, stream_id, value)
 
     def credit(self, stream: YamuxStream, size: int) -> None:
         """A window update, which also carries a SYN or ACK that is due."""
@@ -66,6 +76,12 @@ class Outbox:
             stream.queued = True
             self._ring.append(stream)
 
+    def withdraw(self, stream: YamuxStream) -> None:
+        """Nothing of this stream goes any more: an empty outbox says so, and holds no row of what is over."""
+        if stream.queued:
+            stream.queued = False
+            self._ring.remove(stream)
+
     def next_message(self, size_max: int = MESSAGE_BYTES_MAX) -> bytes:
         """Whole frames, at most `size_max` bytes of them; empty when nothing can go."""
         parts: list[bytes | memoryview] = []
@@ -77,9 +93,9 @@ class Outbox:
             room -= size
         ring = self._ring
         share = SHARE_BYTES if len(ring) > 1 else room
-        while ring and room > 2 * HEADER_BYTES:
+        while ring and room > HEADERS_BYTES:
             stream = ring.popleft()
-            room -= self._frames(stream, min(share, room - 2 * HEADER_BYTES), parts)
+            room -= self._frames(stream, min(share, room - HEADERS_BYTES), parts)
             if stream.sendable:
                 ring.append(stream)
             else:
@@ -93,11 +109,10 @@ class Outbox:
         size = min(pending, stream.send_window, size_max)
         if flags:
             stream.flags_due = 0
-            if flags & ACK and (extra := self._acknowledge(stream)):
-                parts.append(header(WINDOW_UPDATE, ACK, stream.id, extra))
+            credit = self._acknowledge(stream) if flags & ACK else 0
+            if credit or not size:
+                parts.append(header(WINDOW_UPDATE, flags, stream.id, credit))
                 added, flags = HEADER_BYTES, 0
-        if stream.finishing and size == pending and stream.move(Step.SENT_FIN):
-            flags |= FIN
         if size:
             parts.append(header(DATA, flags, stream.id, size))
             stream.take_pending(size, parts)
@@ -105,10 +120,10 @@ class Outbox:
             added += HEADER_BYTES + size
             if pending >= self._pending_bytes_max > stream.pending_bytes:
                 self.relieved.append(stream)
-        elif flags:
-            parts.append(header(WINDOW_UPDATE, flags, stream.id, 0))
+        if stream.finishing and size == pending and stream.move(Step.SENT_FIN):
+            # By itself: js-libp2p drops the data beside a FIN, and py-libp2p reads no FIN beside an ACK.
+            parts.append(header(WINDOW_UPDATE, FIN, stream.id, 0))
             added += HEADER_BYTES
-        if flags & FIN:
             self._finished(stream)
         return added
 

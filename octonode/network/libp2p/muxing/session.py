@@ -197,6 +197,8 @@ class Session:
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take in what came from the peer. Raises MuxerError, after which the session is of no more use."""
+        if self._lost:
+            return []
         if self._partial:
             data, self._partial = self._partial + data, b""
         view, at, end = memoryview(data), 0, len(data)
@@ -293,6 +295,7 @@ class Session:
         if self._leaving or len(self.streams) >= self.limits.streams_max:
             self.outbox.answer(WINDOW_UPDATE, RST, stream_id, 0)
             return None
+        self.outbox.check_room()  # it will cost an ACK or a RST, whoever says it
         stream = YamuxStream(stream_id, ACK, now)
         self.streams[stream_id] = self._silent[stream_id] = stream
         self._news.append(Opened(stream))
@@ -342,11 +345,13 @@ class Session:
         stream.received.clear()
         stream.drop_pending()
         stream.flags_due = 0
+        self.outbox.withdraw(stream)
         self._forget(stream)
 
     def _forget(self, stream: YamuxStream) -> None:
-        if self.streams.pop(stream.id, None) is None:
-            return
+        if self.streams.get(stream.id) is not stream:
+            return  # done before; the peer may have opened another of the same number since
+        del self.streams[stream.id]
         self._silent.pop(stream.id, None)
         self._budget.give_back(stream)
         if stream.awaits_ack:
