@@ -19,7 +19,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from octonode.network.libp2p.containment import contained
 from octonode.network.libp2p.muxing.frames import NORMAL, PROTOCOL_ERROR, MuxerError
 from octonode.network.libp2p.muxing.muxed import MuxedStream
-from octonode.network.libp2p.muxing.session import WRITE, Changed, Event, Opened, Pong, Session
+from octonode.network.libp2p.muxing.session import WRITE, Changed, Event, Opened, Pong, Session, WentAway
 from octonode.network.libp2p.muxing.streams import YamuxStream
 from octonode.network.libp2p.muxing.windows import Limits
 from octonode.network.libp2p.noise import NoiseChannel
@@ -301,7 +301,8 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             await self._end()
 
     async def _watch(self) -> None:
-        """Acknowledge streams whose handlers are silent; close a connection whose peer takes nothing."""
+        """Acknowledge streams whose handlers are silent; close a connection whose peer takes nothing, or has said
+        GO_AWAY and needs it no more."""
         while True:
             await trio.sleep(TICK_SECONDS)
             now = trio.current_time()
@@ -309,6 +310,8 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             self._flush()
             if self._writing and now - self._wrote_at > WRITE_SECONDS:
                 log.info("a peer takes nothing; its connection is closed")
+                await self._end()
+            elif self.session.went_away is not None and not self.session.streams:
                 await self._end()
 
     # Receiving.
@@ -341,6 +344,8 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
                     self._forget_if_over(event.stream)
             elif isinstance(event, Opened):
                 self._welcome(event.stream)
+            elif isinstance(event, WentAway) and event.code != NORMAL:
+                raise MuxerError(f"the peer goes away for an error of ours, it says ({event.code})")
             elif isinstance(event, Pong):
                 sent_at, answered = self._pings.get(event.value, (0.0, None))
                 if answered is not None:
