@@ -24,7 +24,8 @@ export OMP_NUM_THREADS := 1
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "  ONLY=...      for test: a folder, a file or a test of pytest; for bench: the name of a row"
+	@echo "  ONLY=...         for test: a folder, a file or a test of pytest; for bench: the name of a row"
+	@echo "  MUXER=stock      for test: daemons on the muxer of the library instead of ours"
 
 demo: setup model ## start four nodes, pass a real model between them by its content address, ask a question
 	@mkdir -p build
@@ -37,7 +38,7 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 #   both networks: in memory and real libp2p hosts      1.5   tests/network
 #   real daemons, the main job on the real model        2     tests/process
 test: setup model ## all tests that need no GPU; sets up everything first
-	$(BIN)/pytest $(ONLY)
+	$(if $(MUXER),OCTONODE_NETWORK_MUXER=$(MUXER)) $(BIN)/pytest $(ONLY)
 
 # On loopback, in a minute or two; needs npm, and Linux on x86-64. No part of `make test`.
 test-interop: setup interop-peers ## real js-libp2p and go-libp2p against us, over each muxer and transport

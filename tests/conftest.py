@@ -17,9 +17,12 @@ CHILDREN_GRACE_SECONDS = 5.0
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of whoever runs the tests do not reach them; OCTONODE_TEST_MODEL is for the tests and stays."""
+    """Settings of whoever runs the tests do not reach them, but for two that are for the tests.
+
+    OCTONODE_TEST_MODEL says where the real model is. `make test MUXER=stock` sets OCTONODE_NETWORK_MUXER for all daemons.
+    """
     for name in list(os.environ):
-        if name.startswith("OCTONODE_") and name != "OCTONODE_TEST_MODEL":
+        if name.startswith("OCTONODE_") and name not in ("OCTONODE_TEST_MODEL", "OCTONODE_NETWORK_MUXER"):
             monkeypatch.delenv(name)
 
 

@@ -142,7 +142,8 @@ def status(as_json: JsonFlag = False) -> None:
     lines = [
         f"{facts.state}  {facts.tier} node  {facts.peer_id}",
         f"API {facts.api}  gateway {facts.gateway or 'off'}  pid {facts.pid}  up {_age(facts.started_at_ms)}",
-        f"peers {facts.peers_connected} connected, {facts.peers_known} known  access {facts.access}",
+        f"peers {facts.peers_connected} connected, {facts.peers_known} known  access {facts.access}  "
+        f"muxer {facts.muxer}",
         f"engines {', '.join(facts.engines) or 'none'}",
         f"serving {', '.join(facts.serving) or 'nothing'}",
         f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, "

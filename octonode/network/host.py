@@ -74,6 +74,11 @@ class Host(Protocol):
         ...
 
     @property
+    def muxer(self) -> str:
+        """What carries the streams, found by looking: `own`, `stock`, or the name of a stranger among them."""
+        ...
+
+    @property
     def connected(self) -> frozenset[PeerId]: ...
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:

@@ -139,6 +139,7 @@ class View:
             engines=available_engines(),
             access=self._config.network.access,
             region=self._config.network.region,
+            muxer=self._host.muxer,
             peers_connected=len(self._host.connected),
             peers_known=len(self._peerbook.peers(now_ms)),
             serving=tuple(each.name or f"cid:{each.root}" for each in self._serving()),

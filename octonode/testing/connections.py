@@ -137,6 +137,10 @@ class MemoryHost:
         return (address,) if self.running else ()
 
     @property
+    def muxer(self) -> str:
+        return "memory"
+
+    @property
     def connected(self) -> frozenset[PeerId]:
         return frozenset(self._connections)
 

@@ -51,7 +51,8 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     """As of a user who has set nothing but OCTONODE_HOME; HOME is beside it, so that what leaks there is seen."""
     user = home.parent / f"{home.name}-user"
     user.mkdir(exist_ok=True)
-    return {"PATH": os.environ["PATH"], "HOME": str(user), "OCTONODE_HOME": str(home), **(extra or {})}
+    chosen = {name: value for name, value in os.environ.items() if name == "OCTONODE_NETWORK_MUXER"}
+    return {"PATH": os.environ["PATH"], "HOME": str(user), "OCTONODE_HOME": str(home), **chosen, **(extra or {})}
 
 
 def octonode(

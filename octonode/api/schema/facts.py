@@ -51,6 +51,8 @@ class NodeFacts:
     engines: tuple[str, ...] = ()
     access: str = ""
     region: str = ""
+    muxer: str = ""
+    """What carries the streams between peers: `own`, or `stock` by choice or for want of the right library."""
     peers_connected: int = 0
     peers_known: int = 0
     serving: tuple[str, ...] = ()

@@ -49,6 +49,10 @@ class Ground(Protocol):
         """Put ourselves under a host that does not run yet. Raises AttributeError where its inside has changed."""
         ...
 
+    def live(self) -> str:
+        """What new connections are made of, or the class of one that is made of something else."""
+        ...
+
     def handle(self, protocol: str, serve: Serve) -> None: ...
 
     async def serve(self, net_stream: Any) -> None:

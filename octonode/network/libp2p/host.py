@@ -83,7 +83,7 @@ class Libp2pHost:
 
     @property
     def muxer(self) -> str:
-        return self._ground.name
+        return self._ground.live()
 
     @property
     def peer_id(self) -> PeerId:
@@ -169,6 +169,10 @@ class Libp2pHost:
         assert self._nursery is None, "a host runs once"
         listener = await bind(self._config.listen)
         self._places = listening_places(listener)
+        log.log(
+            logging.INFO if self.muxer == self._config.muxer else logging.ERROR,
+            "streams are carried by the muxer %s; network.muxer is %s", self.muxer, self._config.muxer,
+        )  # fmt: skip
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             manager = ContainedTasks(self.spawn, close_broken)

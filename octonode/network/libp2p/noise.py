@@ -27,6 +27,8 @@ CIPHERTEXT_BYTES_MAX = 65_535
 PLAINTEXT_BYTES_MAX = CIPHERTEXT_BYTES_MAX - TAG_BYTES
 NONCES_MAX = 2**64 - 1
 """By the Noise specification; the connection ends before."""
+PIECES_MAX = 1024
+"""In one call of the kernel, IOV_MAX of Linux."""
 BUFFER_FIRST_BYTES = 8 * 1024
 BUFFER_BYTES_MAX = 256 * 1024
 """The receive buffer of a connection grows when a read fills it; it holds a whole message at least once one comes."""
@@ -131,11 +133,12 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         for plaintext in plaintexts:
             pieces += self._seal(plaintext)
         if self._socket is None:
-            await self._raw.write(b"".join(pieces))
+            if pieces:
+                await self._raw.write(b"".join(pieces))
             return
         while pieces:
             try:
-                sent = os.writev(self._socket.fileno(), pieces)
+                sent = os.writev(self._socket.fileno(), pieces[:PIECES_MAX])
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
                 continue

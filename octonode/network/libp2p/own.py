@@ -54,6 +54,14 @@ class OwnGround:
         upgrader.muxer_multistream = _Muxers(upgrader.muxer_multistream.negotiate_timeout, self._connection)
         self._host, self._admit = library_host, admit
 
+    def live(self) -> str:
+        swarm = self._host.get_network()
+        classes = {type(each.muxed_conn) for each in swarm.get_connections()}
+        if not isinstance(swarm.upgrader.muxer_multistream, _Muxers):
+            classes.add(type(swarm.upgrader.muxer_multistream))
+        strangers = sorted(each.__name__ for each in classes - {MuxedConnection})
+        return ", ".join(strangers) or self.name
+
     def _connection(self, channel: Any, peer: ID) -> MuxedConnection:
         return MuxedConnection(channel, peer, limits=self._limits, serve=self._serve_inbound)
 

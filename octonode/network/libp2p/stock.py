@@ -45,6 +45,9 @@ class StockGround:
         self._host = library_host
         self._library_handler = library_host.get_network().common_stream_handler
 
+    def live(self) -> str:
+        return self.name
+
     def handle(self, protocol: str, serve: Serve) -> None:
         async def handler(net_stream: Any) -> None:
             peer = net_stream.muxed_conn.peer_id
