@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import trio
 from libp2p.host.exceptions import StreamFailure
+from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
@@ -130,7 +131,10 @@ class Guard:
         """What `begin` makes of a connection to the peer. Raises Unreachable, ProtocolNotSupported or StreamReset."""
         reason: Exception | None = None
         for _ in range(OPEN_ATTEMPTS):
-            connection = self._links.best(peer) or await self._links.dial(peer, self._addresses_of(peer))
+            connection = self._links.best(peer)
+            if connection is None and IDENTIFY in protocols:
+                break  # it is for a connection that is there: who has just been disconnected is not dialled for it
+            connection = connection or await self._links.dial(peer, self._addresses_of(peer))
             try:
                 return await begin(connection)
             except Wedged as error:

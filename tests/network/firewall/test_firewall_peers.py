@@ -138,6 +138,28 @@ async def test_a_wedged_connection_is_retired_and_dialled_anew(
         assert await echoes(a, b)
 
 
+async def test_a_peer_that_is_disconnected_while_it_is_identified_is_not_dialled_again(
+    new_host: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await new_host(), await new_host()
+    left = trio.Event()
+    open_for_library = a._ground.open_for_library
+
+    async def leave_meanwhile(connection: Any, protocols: Any) -> Any:
+        if left.is_set():
+            return await open_for_library(connection, protocols)
+        await a.disconnect(b.peer_id)
+        left.set()
+        raise RuntimeError("the connection is gone")
+
+    monkeypatch.setattr(a._ground, "open_for_library", leave_meanwhile)
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        await left.wait()
+        await until(lambda: not a.guard._identifying)
+        assert not a.connected
+
+
 async def test_connections_that_come_and_go_do_not_use_up_the_limit(new_host: Any, echoes: Any, until: Any) -> None:
     """The library counts every connection that it ever accepted, until it refuses the next."""
     b = await new_host(connections_max=3)
