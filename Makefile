@@ -20,7 +20,7 @@ MODEL := build/models/SmolLM2-135M-Instruct.Q4_1.gguf
 # Tests load the machine with real engines of one thread each; numerical libraries must not bring threads of their own.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-interop check bench clean setup model interop-peers
+.PHONY: help demo test test-interop check bench soak clean setup model interop-peers
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ check: setup ## style, types, layers, tidiness: no test of behaviour
 bench: setup model ## figures against their goals, to build/bench.json
 	@mkdir -p build
 	$(BIN)/python -m scripts.bench $(if $(ONLY),--only $(ONLY))
+
+soak: setup ## ten minutes of mixed load on the network's ground: memory must not grow, no stream may fail
+	$(BIN)/python -m scripts.soak $(if $(MINUTES),--minutes $(MINUTES))
 
 setup: $(READY)
 

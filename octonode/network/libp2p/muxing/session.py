@@ -39,8 +39,8 @@ from octonode.network.libp2p.muxing.streams import RECEIVING, State, Step, Yamux
 from octonode.network.libp2p.muxing.windows import ACK_CREDIT_BYTES, Limits, WindowBudget, is_held_back
 
 ACK_SECONDS = 1.0
-"""A stream of the peer on which we have sent nothing for so long is acknowledged by itself: go-yamux ends the whole
-connection when an ACK does not come in about 75 s."""
+"""A stream of the peer on which we have sent nothing for so long is acknowledged by itself: peers open no more than 256
+streams that are not, and the first yamux (hashicorp's) ends the whole connection after 75 s."""
 STREAM_ID_MAX = 2**32 - 1
 READ, WRITE = 1, 2
 
