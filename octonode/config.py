@@ -103,6 +103,8 @@ class EnginesConfig:
     crashes_before_quarantine: int = 5
     scripted_tokens_per_second: float = 0.0
     """Pace of the scripted engine; 0: as fast as it can."""
+    scripted_answer_tokens: int = 0
+    """Length of all its answers; 0: by the question."""
     sandbox: bool = True
 
 

@@ -1,8 +1,9 @@
 """Fuzz the muxer and the negotiation: `python -m scripts.fuzz_muxer --minutes 60 --seed 1`.
 
 Inputs of the corpus are mutated (bits, splices, whole steps, fields of headers) and run; one that reaches something new
-is kept in memory, and with `--keep` written to the corpus. An input that breaks a promise is saved under `--crashes`
-and reproduced by `python -m scripts.fuzz_muxer --replay FILE`. See `scripts.fuzz_targets` for what inputs are.
+is mutated in turn, and with `--keep` those that together reach most are written to the corpus, which stays small. An
+input that breaks a promise is saved under `--crashes` and reproduced by `python -m scripts.fuzz_muxer --replay FILE`.
+See `scripts.fuzz_targets` for what inputs are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ CORPUS = Path("tests/network/muxing/corpus")
 CRASHES = Path("build/fuzz-crashes")
 INPUT_BYTES_MAX = 4096
 CRASHES_MAX = 20
+CORPUS_FILES_MAX = 56
+CORPUS_BYTES_MAX = 48 * 1024
 REPORT_SECONDS = 60.0
 NUMBERS = {
     "B": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 127, 128, 255),
@@ -35,6 +38,7 @@ SEEDS = (
     bytes([4]) + b"D\x01\x01\x00\x10W\x0aM\xff\xefS\x00\x00\x20F\x00D\x01\x04\x00\x01T\x00\xff\xffM\xff\xef",
     bytes([5]) + b"OS\x00\x00\x02M\xff\xefU\x01\x02\x00\x00\x10\x00F\x00M\xff\xefU\x01\x08\x00\x00\x00\x00",
     bytes([2]) + b"D\x01\x01\x40\x00D\x03\x01\x40\x00R\x00IM\xff\xefGC\x01\x00\x00\x00\x00\x00L",
+    bytes([2]) + 30 * b"C\x00\x01\x00\x00\x00\x07",
 )
 
 
@@ -44,8 +48,6 @@ class Fuzzer:
     def __init__(self, seed: int, inputs: list[bytes]) -> None:
         self.random = random.Random(seed)
         self.inputs: list[bytes] = []
-        self.fresh: list[bytes] = []
-        """Inputs that were not there at the start."""
         self.features: set[Feature] = set()
         self.crashes: dict[str, bytes] = {}
         """By where the finding was raised."""
@@ -53,7 +55,6 @@ class Fuzzer:
         for data in [*SEEDS, *inputs]:
             self.execute(data)
             self.inputs.append(data)
-        self.fresh.clear()
 
     def execute(self, data: bytes) -> None:
         self.executions += 1
@@ -66,7 +67,6 @@ class Fuzzer:
         if not features <= self.features:
             self.features |= features
             self.inputs.append(data)
-            self.fresh.append(data)
 
     def next_input(self) -> bytes:
         choose = self.random
@@ -154,6 +154,21 @@ def save(folder: Path, data: bytes) -> Path:
     return path
 
 
+def distil(kept: list[bytes], inputs: list[bytes]) -> list[bytes]:
+    """`kept`, and of the inputs those that add most to it for their size."""
+    chosen, reached = list(kept), set[Feature]().union(*map(run, kept))
+    candidates = [(run(data), data) for data in set(inputs) - set(kept)]
+    while candidates and len(chosen) < CORPUS_FILES_MAX:
+        candidates.sort(key=lambda each: (-len(each[0] - reached), len(each[1]), each[1]))
+        features, data = candidates.pop(0)
+        if features <= reached:
+            break
+        if sum(map(len, chosen)) + len(data) <= CORPUS_BYTES_MAX:
+            chosen.append(data)
+            reached |= features
+    return chosen
+
+
 def campaign(fuzzer: Fuzzer, seconds: float, crashes: Path) -> None:
     started = reported = time.monotonic()
     saved = 0
@@ -189,10 +204,11 @@ def main() -> int:
         print(*sorted(map(str, run(arguments.replay.read_bytes()))), sep="\n")
         return 0
     print(f"seed {arguments.seed}, corpus {arguments.corpus}", flush=True)
-    fuzzer = Fuzzer(arguments.seed, load(arguments.corpus))
+    corpus = load(arguments.corpus)
+    fuzzer = Fuzzer(arguments.seed, corpus)
     campaign(fuzzer, 60 * arguments.minutes, arguments.crashes)
     if arguments.keep:
-        for data in fuzzer.fresh:
+        for data in distil(corpus, fuzzer.inputs):
             save(arguments.corpus, data)
     return 1 if fuzzer.crashes else 0
 

@@ -116,6 +116,7 @@ class SessionRun:
             except (Refused, Unreachable) as refusal:
                 self.features.add(("refused", refusal.code))
             check(self.session, self.own_frames)
+            self.features.add((letter, *shape_of(self.session)))
             self.peak_bytes = max(self.peak_bytes, self.session.received_bytes)
             for row, old in zip(self.rows, before, strict=False):
                 if (row.state, row.finishing) != old:
@@ -199,6 +200,21 @@ class SessionRun:
         return rows, self.fault, self.woken, self.others, bytes(self.said), self.session.received_bytes
 
 
+def shape_of(session: Session) -> tuple[object, ...]:
+    """A session in few words, so that inputs which lead to another one are told apart."""
+    rows = session.streams.values()
+    return (
+        min(len(rows), 7),
+        len({row.state for row in rows}),
+        session.received_bytes.bit_length() // 6,
+        session._budget.left_bytes == 0,
+        min(len(session.outbox._ring), 3),
+        len(session.outbox._control).bit_length() // 4,
+        session._body_left > 0,
+        session._leaving or session.went_away is not None,
+    )
+
+
 def pieces_of(wire: bytes) -> Iterator[bytes]:
     at = turn = 0
     while at < len(wire):
@@ -252,7 +268,8 @@ def run_negotiation(settings: int, wire: bytes) -> set[Feature]:
     """The same bytes whole and one by one, to whom `settings` says."""
     outcomes = [_negotiated(settings & 1, wire, step) for step in (1, 7, 1 << 20)]
     assert outcomes[0] == outcomes[1] == outcomes[2], "split input gave another outcome"
-    return {("negotiation", settings & 1, *map(str, outcomes[0]))}
+    chosen, fault, answer_bytes = outcomes[0]
+    return {("negotiation", settings & 1, chosen, fault, answer_bytes.bit_length())}
 
 
 def _negotiated(proposes: int, wire: bytes, step: int) -> tuple[str, str, int]:

@@ -73,6 +73,7 @@ def load_request(
     options: dict[str, str | int | float | bool] = {"prefill_chunk_tokens": settings.prefill_chunk_tokens}
     if engine == "scripted":
         options["tokens_per_second"] = settings.scripted_tokens_per_second
+        options["answer_tokens"] = settings.scripted_answer_tokens
     return LoadRequest(
         engine=engine,
         model_path=model_path,

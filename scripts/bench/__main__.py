@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from scripts.bench import daemon, first_token, gossip, ground, load, tokens, transfer
+from scripts.bench import crowd, daemon, first_token, gossip, ground, load, tokens, transfer
 from scripts.bench.nodes import ROOT, scratch
 from scripts.bench.rows import Goal, Row, table, write
 
@@ -41,6 +41,8 @@ GROUPS = (
     Group(tokens.GOALS, tokens.measure),
     Group(transfer.GOALS, transfer.measure),
     Group(load.GOALS, load.measure),
+    Group(crowd.BURST_GOALS, crowd.measure_burst),
+    Group(crowd.CROWD_GOALS, crowd.measure_crowd),
     Group(gossip.GOALS, gossip.measure),
     Group(daemon.CPU_GOALS, daemon.measure_cpu),
 )

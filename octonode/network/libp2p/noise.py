@@ -89,6 +89,8 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         """Decrypted and not yet given, for `read`, which takes less than a message."""
         self._tail = b""
         """Encrypted and not yet taken by the kernel."""
+        self.sent_bytes = 0
+        """What the kernel has taken, sealed; shows whether the peer takes anything."""
 
     @property
     def has_tail(self) -> bool:
@@ -123,6 +125,7 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
             sent = os.write(self._socket.fileno(), sealed)
         except BlockingIOError:
             sent = 0
+        self.sent_bytes += sent
         self._tail = sealed[sent:] if sent < len(sealed) else b""
         return not self._tail
 
@@ -135,6 +138,7 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         if self._socket is None:
             if pieces:
                 await self._raw.write(b"".join(pieces))
+                self.sent_bytes += sum(map(len, pieces))
             return
         while pieces:
             try:
@@ -142,6 +146,7 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
                 continue
+            self.sent_bytes += sent
             pieces = _without(pieces, sent)
         await trio.lowlevel.checkpoint()
 

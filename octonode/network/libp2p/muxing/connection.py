@@ -8,7 +8,7 @@ woken instead, so that what many tasks write in one pass leaves in one message.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -19,7 +19,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from octonode.network.libp2p.containment import contained
 from octonode.network.libp2p.muxing.frames import NORMAL, PROTOCOL_ERROR, MuxerError
 from octonode.network.libp2p.muxing.muxed import MuxedStream
-from octonode.network.libp2p.muxing.session import WRITE, Changed, Event, Opened, Pong, Session, WentAway
+from octonode.network.libp2p.muxing.session import WRITE, Changed, Event, Opened, Pong, Session
 from octonode.network.libp2p.muxing.streams import YamuxStream
 from octonode.network.libp2p.muxing.windows import Limits
 from octonode.network.libp2p.noise import NoiseChannel
@@ -62,7 +62,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
         """Set by the library."""
         self.event_started, self.event_closed, self.event_shutting_down = trio.Event(), trio.Event(), trio.Event()
         self._serve = serve or self._offer_at_once
-        self._streams: dict[YamuxStream, MuxedStream] = {}
         self._unaccepted = 0
         self._offers, self._accepts = trio.open_memory_channel[MuxedStream](self.limits.unaccepted_max)
         self._news = trio.lowlevel.ParkingLot()
@@ -70,7 +69,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
         self._flushed = trio.lowlevel.ParkingLot()
         self._writing = False
         self._sends_left = SENDS_PER_PASS
-        self._wrote_at = 0.0
         self._pings: dict[int, tuple[float, trio.Event]] = {}
         self._ping_value = 0
         self._handlers: trio.Nursery | None = None
@@ -100,7 +98,7 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
 
     @property
     def streams_open(self) -> int:
-        return len(self._streams)
+        return len(self.session.streams)
 
     def get_transport_addresses(self) -> Any:
         return self.secured_conn.get_transport_addresses()
@@ -161,7 +159,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             self._handlers = handlers
             try:
                 async with trio.open_nursery() as nursery:
-                    self._wrote_at = trio.current_time()
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._watch)
                     nursery.start_soon(self.ping, FIRST_PING_SECONDS)
@@ -192,7 +189,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             return
         self.event_shutting_down.set()
         self._dispatch(self.session.lose())
-        self._streams.clear()
         self._offers.close()
         self._acknowledged.unpark_all()
         self._flushed.unpark_all()
@@ -206,7 +202,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
 
     def take(self, row: YamuxStream, size_max: int) -> bytes:
         data = self.session.take(row, size_max, trio.current_time())
-        self._forget_if_over(row)
         if self.session.outbox.has_control:  # credit; what `send_soon` left waits for more
             self._flush()
         return data
@@ -227,21 +222,15 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
     def finish(self, row: YamuxStream) -> None:
         self.session.finish(row)
         self._flush()
-        self._forget_if_over(row)
 
     def reset(self, row: YamuxStream) -> None:
         self.session.reset(row)
-        self._streams.pop(row, None)
         self._wake_openers()
         self._flush()
 
     def _added(self, row: YamuxStream) -> MuxedStream:
-        stream = self._streams[row] = MuxedStream(self, row)
+        stream = row.owner = MuxedStream(self, row)
         return stream
-
-    def _forget_if_over(self, row: YamuxStream) -> None:
-        if row.id not in self.session.streams:
-            self._streams.pop(row, None)
 
     # Sending.
 
@@ -258,7 +247,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             try:
                 self.secured_conn.send_now(self._next_message())
                 if self._is_flushed:
-                    self._wrote_at = trio.current_time()
                     return
             except (OSError, IOException) as error:
                 log.debug("a send failed: %r", error)  # the reader sees it as well, and ends the connection
@@ -270,15 +258,10 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
         outbox = self.session.outbox
         message = outbox.next_message()
         if outbox.relieved:
-            self._wake(outbox.relieved, WRITE)
+            for row in outbox.relieved:
+                row.owner.wake(WRITE)
             outbox.relieved = []
         return message
-
-    def _wake(self, rows: Iterable[YamuxStream], what: int) -> None:
-        for row in rows:
-            stream = self._streams.get(row)
-            if stream is not None:
-                stream.wake(what)
 
     async def _write(self) -> None:
         try:
@@ -295,7 +278,6 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
                     batch.append(message)
                     size += len(message)
                 await self.secured_conn.flush(*batch)
-                self._wrote_at = trio.current_time()
         except (OSError, IOException, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("the writer of a connection ended: %r", error)
             await self._end()
@@ -303,16 +285,19 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
     async def _watch(self) -> None:
         """Acknowledge streams whose handlers are silent; close a connection whose peer takes nothing, or has said
         GO_AWAY and needs it no more."""
+        taken_bytes, since = -1, 0.0
         while True:
             await trio.sleep(TICK_SECONDS)
             now = trio.current_time()
             self.session.acknowledge_silent(now)
             self._flush()
-            if self._writing and now - self._wrote_at > WRITE_SECONDS:
+            if not self._writing or self.secured_conn.sent_bytes != taken_bytes:
+                taken_bytes, since = self.secured_conn.sent_bytes, now
+            elif now - since > WRITE_SECONDS:
                 log.info("a peer takes nothing; its connection is closed")
                 await self._end()
-            elif self.session.went_away is not None and not self.session.streams:
-                await self._end()
+            if self.session.went_away is not None and not (self.session.streams or self._writing):
+                await self.close()
 
     # Receiving.
 
@@ -327,6 +312,8 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
                 self._sends_left = SENDS_PER_PASS
                 for message in messages:
                     self._dispatch(session.receive(message, now))
+                if session.went_away:
+                    raise MuxerError(f"it goes away for an error, of number {session.went_away}")
                 self._wake_openers()
                 self._flush()
         except MuxerError as fault:
@@ -338,14 +325,10 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Changed):
-                stream = self._streams.get(event.stream)
-                if stream is not None:
-                    stream.wake(event.what)
-                    self._forget_if_over(event.stream)
+                if event.stream.owner is not None:
+                    event.stream.owner.wake(event.what)
             elif isinstance(event, Opened):
                 self._welcome(event.stream)
-            elif isinstance(event, WentAway) and event.code != NORMAL:
-                raise MuxerError(f"the peer goes away for an error of ours, it says ({event.code})")
             elif isinstance(event, Pong):
                 sent_at, answered = self._pings.get(event.value, (0.0, None))
                 if answered is not None:
@@ -373,5 +356,5 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             self._unaccepted -= 1
 
     def _wake_openers(self) -> None:
-        if self._acknowledged and not self.has_ack_backlog:
+        if self._acknowledged and not (self.has_ack_backlog and self.may_open):
             self._acknowledged.unpark_all()

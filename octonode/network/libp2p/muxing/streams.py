@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
+from typing import Any
 
 from octonode.network.libp2p.muxing.frames import ACK, INITIAL_WINDOW_BYTES, SYN
 
@@ -55,8 +56,8 @@ class YamuxStream:
     """A row of the session's table. The session alone changes it; who reads it finds plain figures in bytes."""
 
     __slots__ = (
-        "awaits_ack", "consumed", "credited_at", "finishing", "flags_due", "head", "id", "opened_at", "pending",
-        "pending_bytes", "queued", "receive_window", "received", "send_window", "state", "window",
+        "awaits_ack", "consumed", "credited_at", "finishing", "flags_due", "head", "id", "opened_at", "owner",
+        "pending", "pending_bytes", "queued", "receive_window", "received", "send_window", "state", "window",
     )  # fmt: skip
 
     def __init__(self, stream_id: int, flags_due: int, now: float) -> None:
@@ -66,6 +67,8 @@ class YamuxStream:
         """SYN or ACK, until it has gone with our first frame."""
         self.awaits_ack = bool(flags_due & SYN)
         self.opened_at = now
+        self.owner: Any = None
+        """Who reads and writes it, to be woken; the session does not look at it."""
 
         self.received = bytearray()
         self.receive_window = INITIAL_WINDOW_BYTES

@@ -1,0 +1,190 @@
+"""What a connection does by the clock, over trio's memory and under its virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
+
+from octonode.errors import Unreachable
+from octonode.network.libp2p.muxing.connection import FLUSH_SECONDS, WRITE_SECONDS
+from octonode.network.libp2p.muxing.muxed import MuxedStream
+from octonode.network.libp2p.muxing.windows import Limits
+from tests.network.muxing.ends import FIN, GO_AWAY, RST, SYN, Frame, data, update
+from tests.network.muxing.links import echo, muxers, raw_of, secured_over_memory, silent
+
+Clock = trio.testing.MockClock
+
+
+async def test_a_silent_stream_is_acknowledged_within_two_seconds(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=silent) as pair:
+        stream = await pair.one.open_stream()
+        await stream.write(b"are you there?")
+        await trio.sleep(0.5)
+        assert pair.one.session.unacknowledged == 1
+        await trio.sleep(1.6)
+        assert pair.one.session.unacknowledged == 0
+
+
+async def test_a_stream_that_is_only_read_is_announced(autojump_clock: Clock) -> None:
+    async def greet(stream: MuxedStream) -> None:
+        await stream.write(b"welcome")
+
+    async with muxers(over=secured_over_memory, serve=greet) as pair:
+        stream = await pair.one.open_stream()
+        with trio.fail_after(1):
+            assert await stream.read(100) == b"welcome"
+
+
+async def test_to_open_waits_for_the_backlog_and_goes_on(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=silent, limits=Limits(ack_backlog_max=4)) as pair:
+        for _ in range(4):
+            await (await pair.one.open_stream()).write(b"!")
+        with trio.move_on_after(0.5) as scope:
+            await pair.one.open_stream()
+        assert scope.cancelled_caught
+        with trio.fail_after(2):
+            fifth = await pair.one.open_stream()
+        assert fifth.row.id == 9
+        assert pair.one.session.unacknowledged == 1
+
+
+async def test_a_reset_makes_room_in_the_backlog(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=silent, limits=Limits(ack_backlog_max=1)) as pair:
+        first = await pair.one.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.one.open_stream)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(0.5):
+                await first.reset()
+                while pair.one.streams_open != 1:
+                    await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("end", ["go away", "loss"])
+async def test_who_waits_for_the_backlog_hears_that_it_is_over(autojump_clock: Clock, end: str) -> None:
+    async with muxers(over=secured_over_memory, serve=silent, limits=Limits(ack_backlog_max=1)) as pair:
+        await (await pair.one.open_stream()).write(b"!")
+
+        async def waits() -> None:
+            with trio.fail_after(0.5), pytest.raises(Unreachable):
+                await pair.one.open_stream()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits)
+            await trio.testing.wait_all_tasks_blocked()
+            if end == "go away":
+                pair.two.session.go_away(0)
+                pair.two._flush()
+            else:
+                await pair.two.close()
+
+
+async def test_a_ping_that_is_not_answered_in_time(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory) as pair:
+        assert await pair.one.ping(1)
+        raw_of(pair.two.secured_conn).seconds_per_write = 5
+        assert not await pair.one.ping(1)
+        await trio.sleep(10)
+        raw_of(pair.two.secured_conn).seconds_per_write = 0
+        assert await pair.one.ping(1)
+
+
+async def test_a_peer_that_takes_nothing_is_left(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory) as pair:
+        stream = await pair.one.open_stream()
+        raw_of(pair.one.secured_conn).seconds_per_write = 10_000
+        with trio.fail_after(WRITE_SECONDS + 5), pytest.raises(MuxedStreamReset):
+            await stream.write(bytes(1 << 20))
+        with trio.fail_after(1):
+            await pair.ended[pair.one].wait()
+        with pytest.raises(MuxedStreamReset):
+            await stream.read(1)
+
+
+@pytest.mark.parametrize("idle_seconds", [1, 60])
+async def test_a_slow_peer_is_not_left_however_long_nobody_spoke(autojump_clock: Clock, idle_seconds: float) -> None:
+    """The silence before a write is no silence of the peer."""
+    async with muxers(over=secured_over_memory) as pair:
+        stream = await pair.one.open_stream()
+        await trio.sleep(idle_seconds)
+        raw_of(pair.one.secured_conn).seconds_per_write = 3
+        await stream.write(bytes(700_000))
+        got = 0
+        while got < 700_000:
+            got += len(await stream.read(65_536))
+        assert not pair.one.is_closed
+
+
+async def test_a_close_does_not_wait_for_a_peer_that_takes_nothing(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory) as pair:
+        stream = await pair.one.open_stream()
+        raw_of(pair.one.secured_conn).seconds_per_write = 10_000
+        await stream.write(b"never taken")
+        with trio.fail_after(FLUSH_SECONDS + 1):
+            await pair.one.close()
+        with trio.fail_after(1):
+            await pair.ended[pair.one].wait()
+
+
+async def test_what_is_sent_as_the_peer_goes_away_arrives(autojump_clock: Clock) -> None:
+    """It has said GO_AWAY and waits for our answer, which is still on its way when the last stream is over."""
+
+    async def answer(stream: MuxedStream) -> None:
+        with pytest.raises(MuxedStreamEOF):
+            while True:
+                await stream.read(100)
+        raw_of(stream.conn.secured_conn).seconds_per_write = 3
+        await stream.write(bytes(100_000))
+        await stream.close()
+
+    async with muxers(over=secured_over_memory, serve=answer) as pair:
+        stream = await pair.one.open_stream()
+        await stream.write(b"the last question")
+        await stream.close()
+        pair.one.session.go_away(0)
+        pair.one._flush()
+        got = 0
+        with pytest.raises(MuxedStreamEOF):
+            while True:
+                got += len(await stream.read(65_536))
+        assert got == 100_000
+
+
+async def test_a_reader_at_the_end_of_a_lost_connection_reads_all(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=None) as pair:
+        stream = await pair.one.open_stream()
+        await stream.write(bytes(50_000))
+        theirs = await pair.two.accept_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        await pair.one.close()
+        await pair.ended[pair.two].wait()
+        assert len(await theirs.read()) == 50_000
+        with pytest.raises(MuxedStreamReset):
+            await theirs.read()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 77])
+async def test_a_farewell_before_a_fault_ends_in_order(autojump_clock: Clock, code: int) -> None:
+    """Both in one message: the connection is closed, its end is told of, and nothing is raised."""
+    async with muxers(over=secured_over_memory, serve=silent) as pair:
+        await (await pair.one.open_stream()).write(b"!")
+        pair.inject(Frame(GO_AWAY, 0, 0, code).wire + b"\x07" + bytes(11))
+        await trio.sleep(5)
+        assert pair.two.is_closed
+        with trio.fail_after(1):
+            await pair.two.close()
+
+
+async def test_streams_that_come_and_go_in_one_message_leave_nothing(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=echo) as pair:
+        wire = b"".join(data(1, b"%d" % number, SYN) + update(1, flags=RST) for number in range(50))
+        pair.inject(wire + data(1, b"stays", SYN))
+        await trio.sleep(5)
+        assert len(pair.two.session.streams) == pair.two.streams_open == 1
+        pair.inject(update(1, flags=FIN))
+        await trio.sleep(5)
+        assert pair.two.session.streams == {}
+        assert pair.two.streams_open == pair.two.session.received_bytes == 0
+        assert pair.two._unaccepted == 0
