@@ -19,7 +19,7 @@ CHILDREN_GRACE_SECONDS = 5.0
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of whoever runs the tests do not reach them, but for two that are for the tests.
 
-    OCTONODE_TEST_MODEL says where the real model is. `make test MUXER=stock` sets OCTONODE_NETWORK_MUXER for all daemons.
+    OCTONODE_TEST_MODEL says where the real model is; `make test MUXER=stock` sets OCTONODE_NETWORK_MUXER for daemons.
     """
     for name in list(os.environ):
         if name.startswith("OCTONODE_") and name not in ("OCTONODE_TEST_MODEL", "OCTONODE_NETWORK_MUXER"):

@@ -1,4 +1,4 @@
-"""One suite, three networks: in memory, and on the library over loopback with our muxer and with its own."""
+"""One suite, four networks: in memory, and real hosts on loopback on our muxer, the library's, and on each in turn."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class World:
     nursery: trio.Nursery
     memory: MemoryNetwork = field(default_factory=MemoryNetwork)
     serial: Any = field(default_factory=lambda: itertools.count(1))
+    turn: Any = field(default_factory=itertools.count)
 
     def key(self) -> NodeKey:
         return NodeKey(hashlib.sha256(f"{self.kind} {next(self.serial)}".encode()).digest())
@@ -44,7 +45,8 @@ class World:
         if self.kind == "memory":
             config = NetworkConfig(listen="127.0.0.1:0", **settings)
             return self.memory.node(key.peer_id, config, validator=accept_good, select=last_in_order)
-        config = NetworkConfig(listen="127.0.0.1:0", muxer=self.kind, **settings)
+        muxers = {"mixed": ("own", "stock")[next(self.turn) % 2]}
+        config = NetworkConfig(listen="127.0.0.1:0", muxer=muxers.get(self.kind, self.kind), **settings)
         return build_network(key, config, validator=accept_good, select=last_in_order)
 
     async def running(self, **settings: Any) -> Network:
@@ -59,7 +61,7 @@ class World:
         return a.host, b.host
 
 
-@pytest.fixture(params=["memory", "own", "stock"])
+@pytest.fixture(params=["memory", "own", "stock", "mixed"])
 def world(request: pytest.FixtureRequest, nursery: trio.Nursery) -> World:
     return World(request.param, nursery)
 

@@ -190,6 +190,32 @@ async def test_a_reader_that_stops_loses_its_stream_before_the_others_lose_their
                 await stream.reset()
 
 
+@pytest.mark.slow
+async def test_a_stock_writer_outlasts_a_reader_that_pauses_for_longer_than_it_waits(new_host: Any) -> None:
+    """It gives up after five seconds of a closed window; the credit of our ACK keeps it from closing."""
+    a, b = await new_host(muxer="stock"), await new_host()
+    sent = bytes(900 * 1024)
+    got = bytearray()
+    done = trio.Event()
+
+    async def pause_and_read(stream: Any) -> None:
+        await stream.send(b"go")
+        await trio.sleep(7)
+        while piece := await stream.receive():
+            got.extend(piece)
+        done.set()
+
+    b.handle(OTHER, pause_and_read)
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        stream = await a.open(b.peer_id, OTHER)
+        assert await stream.receive() == b"go"
+        await stream.send(sent)
+        await stream.finish()
+        await done.wait()
+    assert bytes(got) == sent
+
+
 async def test_streams_beyond_what_a_connection_carries_are_refused(new_host: Any) -> None:
     a, b = await new_host(), await new_host()
     with trio.fail_after(GENEROUS_SECONDS):
