@@ -154,6 +154,14 @@ class NoiseChannel(SecureSession):  # type: ignore[misc]
         """As the library calls it, before there is a muxer."""
         await self.flush(data)
 
+    async def close(self) -> None:
+        """Close the connection below. What was received and not given is dropped."""
+        # A connection that is over is part of cycles, which Python collects late; its buffer is most of what it holds.
+        self._buffer = bytearray()
+        self._start = self._end = 0
+        self._tail = b""
+        await super().close()
+
     # Receiving.
 
     async def receive(self) -> list[bytes]:

@@ -190,6 +190,19 @@ async def test_a_reader_that_stops_loses_its_stream_before_the_others_lose_their
                 await stream.reset()
 
 
+async def test_a_connection_that_is_over_keeps_no_buffer(new_host: Any) -> None:
+    """It is part of cycles, which Python collects when it likes: a few hundred of them would hold what they received."""
+    a, b = await new_host(), await new_host()
+    with trio.fail_after(GENEROUS_SECONDS):
+        await a.connect(b.addresses[0])
+        assert len(await ask(await a.open(b.peer_id, ECHO), bytes(MIB))) == MIB
+        ended = muxed(a, b)
+        assert len(ended.secured_conn._buffer) > 64 * 1024
+        await a.disconnect(b.peer_id)
+    assert ended.is_closed
+    assert not ended.secured_conn._buffer
+
+
 @pytest.mark.slow
 async def test_a_stock_writer_outlasts_a_reader_that_pauses_for_longer_than_it_waits(new_host: Any) -> None:
     """It gives up after five seconds of a closed window; the credit of our ACK keeps it from closing."""
