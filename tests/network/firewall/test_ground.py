@@ -191,7 +191,7 @@ async def test_a_reader_that_stops_loses_its_stream_before_the_others_lose_their
 
 
 async def test_a_connection_that_is_over_keeps_no_buffer(new_host: Any) -> None:
-    """It is part of cycles, which Python collects when it likes: a few hundred of them would hold what they received."""
+    """It is part of cycles, which Python collects when it likes; hundreds of them would hold what they received."""
     a, b = await new_host(), await new_host()
     with trio.fail_after(GENEROUS_SECONDS):
         await a.connect(b.addresses[0])
