@@ -6,6 +6,7 @@ https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -21,6 +22,7 @@ MessageId = NewType("MessageId", bytes)
 
 AGENT_PROTOCOL = "/cipherocto/agent/1.0.0"
 HELLO_PROTOCOL = "/cipherocto/hello/1.0.0"
+FANOUT_PROTOCOL = "/cipherocto/fanout/1.0.0"
 KAD_PROTOCOL = "/cipherocto/kad/1.0.0"
 ANNOUNCE_TOPIC = "/cipherocto/announce/1"
 
@@ -45,6 +47,7 @@ def peer_id_from_public_key(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
 
 
+@lru_cache(maxsize=1024)  # base58 is slow, and each message names the same few peers several times
 def public_key_from_peer_id(peer_id: str) -> bytes:
     """The 32-byte Ed25519 public key inside a peer id. Raises ValueError for anything else."""
     if len(peer_id) > 64:

@@ -29,6 +29,7 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "announcement": vectors_documents.announcement,
     "receipt": vectors_documents.receipt,
     "hello": vectors_hello.hello,
+    "fanout": vectors_hello.fanout,
     "join": vectors_hello.join,
     "cid": vectors_models.cid,
     "manifest": vectors_models.manifest,

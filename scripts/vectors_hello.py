@@ -1,4 +1,4 @@
-"""Golden vectors of hello and of join lines: protocols/vectors/hello.json and join.json."""
+"""Golden vectors of hello, fan-out and join lines: protocols/vectors/hello.json, fanout.json and join.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from octonode.errors import Refused
 from octonode.identity import NodeKey
+from octonode.ids import ANNOUNCE_TOPIC
 from octonode.network import access
+from octonode.network.fanout_messages import DATA_BYTES_MAX, FRAME_BYTES_MAX, TOPIC_BYTES_MAX, Said, encode_said
 from octonode.network.hello_messages import (
     Announce,
     Announced,
@@ -27,6 +29,7 @@ from octonode.network.hello_messages import (
     encode_request,
 )
 from octonode.network.joinline import JoinLine, encode
+from octonode.protocol import codec
 from octonode.protocol.announcement import Announcement, sign_announcement
 from octonode.protocol.framing import encode_frame
 
@@ -102,6 +105,38 @@ def _refused() -> list[tuple[bytes, str]]:
         (b"\x82\xa3ask\xa4ping\xa5nonce\xc4\x01x", "BAD_MESSAGE"),
         (b"\x82\xa3ask\xa3ask\xa3ask\xa4ping", "BAD_MESSAGE"),
         (b"\x82\xa3ask\xa5peers\xa5count\x11", "BAD_MESSAGE"),
+    ]
+
+
+def fanout() -> dict[str, Any]:
+    """`later_version` is to be taken like the message before it; the first frame of `refused_streams` is whole."""
+    announced = Said(ANNOUNCE_TOPIC, _announcement("asker"))
+    messages = [announced, Said("/example/unknown/1", b"skipped where nobody hears the topic"), Said("", b"")]
+    longer = codec.pack([announced.topic, announced.data, {"of": "a later version"}])
+    whole, over = encode_frame(encode_said(announced)), encode_frame(bytes(FRAME_BYTES_MAX + 1), FRAME_BYTES_MAX + 1)
+    return {
+        "page": "fanout.md",
+        "messages": [_row(each, encode_said(each)) for each in messages],
+        "later_version": {"value": plain(announced), "frame": encode_frame(longer).hex()},
+        "refused": [{"why": why, "payload": payload.hex(), "code": code} for why, payload, code in _refused_said()],
+        "refused_streams": [
+            {"why": "a frame over the bound", "bytes": (whole + over[:3]).hex(), "code": "TOO_LARGE"},
+            {"why": "a length not in its shortest form", "bytes": (whole + b"\x81\0").hex(), "code": "BAD_MESSAGE"},
+        ],
+    }
+
+
+def _refused_said() -> list[tuple[str, bytes, str]]:
+    return [
+        ("empty", b"", "BAD_MESSAGE"),
+        ("no array", codec.pack({"topic": "t", "data": b"d"}), "BAD_MESSAGE"),
+        ("no data", codec.pack(["t"]), "BAD_MESSAGE"),
+        ("too many items", codec.pack(["t", b"d", *range(7)]), "BAD_MESSAGE"),
+        ("data is text", codec.pack(["t", "d"]), "BAD_MESSAGE"),
+        ("the topic is bytes", codec.pack([b"t", b"d"]), "BAD_MESSAGE"),
+        ("bytes behind the value", codec.pack(["t", b"d"]) + b"\xc0", "BAD_MESSAGE"),
+        ("a topic over the bound", codec.pack(["t" * (TOPIC_BYTES_MAX + 1), b"d"]), "TOO_LARGE"),
+        ("data over the bound", codec.pack(["t", bytes(DATA_BYTES_MAX + 1)]), "TOO_LARGE"),
     ]
 
 

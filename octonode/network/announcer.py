@@ -16,8 +16,9 @@ from octonode.config import NetworkConfig
 from octonode.errors import OctonodeError
 from octonode.ids import ANNOUNCE_TOPIC, PeerId
 from octonode.network.clock import Chance, NowMs
+from octonode.network.fanout import Fanout
 from octonode.network.hello import Hello
-from octonode.network.host import ContentRouting, Host, ProtocolNotSupported, PubSub, ValueStore
+from octonode.network.host import ContentRouting, Host, ProtocolNotSupported, PubSub, StreamReset, ValueStore
 from octonode.network.keys import record_key
 from octonode.network.own_announcement import OwnAnnouncement, Signed
 from octonode.network.providing import ProviderRecord, ProvidingTable, wanted
@@ -25,6 +26,7 @@ from octonode.network.providing import ProviderRecord, ProvidingTable, wanted
 log = logging.getLogger(__name__)
 
 PUSHES_AT_ONCE = 8
+"""Of those that need a new stream; what goes over a standing one does not wait for them."""
 PROVIDE_TIMEOUT_SECONDS = 20.0
 PROVIDE_BURST = 4
 PROVIDE_EVERY_SECONDS = 1.0
@@ -48,8 +50,10 @@ class AnnouncerStatus:
     state: str = ""
     trimmed: bool = False
     pushed: int = 0
-    """Peers that took the last announcement by hello."""
+    """Peers that were told the last announcement: by hello and have answered, or over a fan-out stream that took it."""
     push_failures: tuple[tuple[PeerId, str], ...] = ()
+    """Peers that it could not be told, and why. A peer that refuses what comes by fan-out is told by hello next, so
+    that its reason is here."""
     gossip_failure: str = ""
     record_put_at_ms: int = 0
     record_failure: str = ""
@@ -67,6 +71,7 @@ class Announcer:
         own: OwnAnnouncement,
         host: Host,
         hello: Hello,
+        fanout: Fanout,
         routing: ContentRouting,
         values: ValueStore,
         pubsub: PubSub,
@@ -77,6 +82,7 @@ class Announcer:
         self._own = own
         self._host = host
         self._hello = hello
+        self._fanout = fanout
         self._routing = routing
         self._values = values
         self._pubsub = pubsub
@@ -176,28 +182,44 @@ class Announcer:
 
     async def _say(self, signed: Signed, *, gossip: bool) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._push_to_all)
+            nursery.start_soon(self._push_to_all, signed)
             nursery.start_soon(self._put, signed)
             if gossip:
                 nursery.start_soon(self._publish, signed)
 
-    async def _push_to_all(self) -> None:
+    async def _push_to_all(self, signed: Signed) -> None:
         limiter = trio.CapacityLimiter(PUSHES_AT_ONCE)
         self._pushed, self._push_failures = 0, {}
 
         async def push(peer_id: PeerId) -> None:
-            async with limiter:
-                try:
-                    await self._hello.greet(peer_id)
-                    self._pushed += 1
-                except ProtocolNotSupported:
-                    pass  # connected, and no octonode
-                except OctonodeError as error:
-                    self._push_failures[peer_id] = f"{error.code}: {error.message}"
+            try:
+                await self._push(peer_id, signed, limiter)
+                self._pushed += 1
+            except ProtocolNotSupported:
+                pass  # connected, and no octonode
+            except OctonodeError as error:
+                self._push_failures[peer_id] = f"{error.code}: {error.message}"
 
         async with trio.open_nursery() as nursery:
             for peer_id in self._host.connected:
                 nursery.start_soon(push, peer_id)
+
+    async def _push(self, peer_id: PeerId, signed: Signed, limiter: trio.CapacityLimiter) -> None:
+        """By fan-out to whom we have greeted; else by hello, whose answer says whether it was taken."""
+        if self._fanout.stands(peer_id) and await self._tell(peer_id, signed):
+            return
+        async with limiter:
+            if self._hello.has_greeted(peer_id) and not self._leaving and await self._tell(peer_id, signed):
+                return
+            await self._hello.greet(peer_id)
+
+    async def _tell(self, peer_id: PeerId, signed: Signed) -> bool:
+        """False where nobody knows that it arrived. Our last words are known to be read before we go."""
+        try:
+            await self._fanout.tell(peer_id, ANNOUNCE_TOPIC, signed.data, last=self._leaving)
+        except (ProtocolNotSupported, StreamReset):
+            return False
+        return True
 
     async def _publish(self, signed: Signed) -> None:
         async def publish() -> bool:

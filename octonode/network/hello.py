@@ -116,6 +116,10 @@ class Hello:
         """When announcements were last exchanged with a peer, whoever began."""
         return self._greeted.get(peer_id)
 
+    def has_greeted(self, peer_id: PeerId) -> bool:
+        """We have told a connected peer our announcement, and it has answered with its own."""
+        return peer_id in self.observed_as
+
     def forget(self, gone: Sequence[PeerId]) -> None:
         """The connection to these is gone; they are to be greeted anew."""
         for peer_id in gone:

@@ -107,7 +107,7 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     ports = _ports(config, key, reach, holdings, presence, view, dispatcher)
     app = make_app(ports, config=config.api, token=load_or_create_token(config.home), metrics=metrics.registry)
     gateway = _gateway(config, holdings.store, metrics)
-    counting = _counting(metrics, reach, dispatcher)
+    counting = _counting(metrics, reach, presence, dispatcher)
     return Node(
         config,
         key,
@@ -158,13 +158,16 @@ def _evictor(reach: Reach, holdings: Holdings, events: Events) -> Evictor:
     )  # fmt: skip
 
 
-def _counting(metrics: Metrics, reach: Reach, dispatcher: Dispatcher) -> Callable[[], Awaitable[None]]:
-    pubsub, intake = reach.network.pubsub, reach.intake
+def _counting(
+    metrics: Metrics, reach: Reach, presence: Presence, dispatcher: Dispatcher
+) -> Callable[[], Awaitable[None]]:
+    pubsub, intake, fanout = reach.network.pubsub, reach.intake, presence.fanout
     return partial(
         count,
         (
             (lambda: {"": dispatcher.moved_on}, lambda _, more: metrics.next_candidates.inc(more)),
             (lambda: intake.counts, metrics.protocol_error),
+            (lambda: fanout.counts, metrics.protocol_error),
             (lambda: {"queue full": pubsub.dropped}, lambda why, more: metrics.gossip_dropped.labels(why).inc(more)),
         ),
     )
@@ -215,7 +218,7 @@ async def _start(node: Node, work: trio.Nursery) -> None:
         node.view.gateway_listen = f"{host}:{node.gateway.port}"
     for service in (node.dispatcher.run, node.provider.run, node.holdings.residency.run):
         await work.start(service)
-    for service in (node.presence.announcer.run, node.presence.membership.run):
+    for service in (node.presence.fanout.run, node.presence.announcer.run, node.presence.membership.run):
         await work.start(service)
     work.start_soon(node.watching)
     work.start_soon(node.counting)

@@ -13,7 +13,7 @@ from octonode.engines.select import load_request
 from octonode.engines.supervisor import Supervisor
 from octonode.errors import ConfigError
 from octonode.identity import NodeKey
-from octonode.ids import PeerId, public_key_from_peer_id
+from octonode.ids import ANNOUNCE_TOPIC, PeerId, public_key_from_peer_id
 from octonode.metrics import Metrics
 from octonode.models.formats import sniff
 from octonode.models.library import Library
@@ -23,6 +23,7 @@ from octonode.network.access import Access, TokenFiles
 from octonode.network.announcer import Announcer
 from octonode.network.clock import Chance, wall_clock_ms
 from octonode.network.discovery import Discovery
+from octonode.network.fanout import Fanout
 from octonode.network.hello import Hello, Manifests
 from octonode.network.host import Network
 from octonode.network.intake import Intake
@@ -117,6 +118,7 @@ class Presence:
 
     own: OwnAnnouncement
     hello: Hello
+    fanout: Fanout
     announcer: Announcer
     discovery: Discovery
     membership: Membership
@@ -132,9 +134,11 @@ def build_presence(config: Config, key: NodeKey, reach: Reach, *, facts: Facts, 
         host=host, own=own, peerbook=reach.peerbook, intake=reach.intake, now_ms=wall_clock_ms, random=reach.chance,
         manifests=manifests,
     )  # fmt: skip
+    fanout = Fanout(host=host, settings=reach.settings, now_ms=wall_clock_ms)
+    fanout.hear(ANNOUNCE_TOPIC, partial(reach.intake.take, must_be_own=True))
     announcer = Announcer(
-        own=own, host=host, hello=hello, routing=network.routing, values=network.values, pubsub=network.pubsub,
-        settings=reach.settings, now_ms=wall_clock_ms, random=reach.chance,
+        own=own, host=host, hello=hello, fanout=fanout, routing=network.routing, values=network.values,
+        pubsub=network.pubsub, settings=reach.settings, now_ms=wall_clock_ms, random=reach.chance,
     )  # fmt: skip
     discovery = Discovery(
         host=host, hello=hello, intake=reach.intake, peerbook=reach.peerbook, routing=network.routing,
@@ -144,7 +148,7 @@ def build_presence(config: Config, key: NodeKey, reach: Reach, *, facts: Facts, 
         host=host, hello=hello, intake=reach.intake, peerbook=reach.peerbook, pubsub=network.pubsub,
         settings=reach.settings, now_ms=wall_clock_ms, random=reach.chance,
     )  # fmt: skip
-    return Presence(own, hello, announcer, discovery, membership)
+    return Presence(own, hello, fanout, announcer, discovery, membership)
 
 
 def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:

@@ -19,6 +19,7 @@ SANS_IO = {
     "octonode.hardware.tiers",
     "octonode.network.addresses",
     "octonode.network.peerbook",
+    "octonode.network.fanout_messages",
     "octonode.ipfs.cid",
     "octonode.ipfs.unixfs",
     "octonode.ipfs.car",

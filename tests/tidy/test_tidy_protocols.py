@@ -12,7 +12,7 @@ from octonode import ids
 from tests.tidy import tree
 
 PAGES = tree.ROOT / "protocols"
-NAMED = ("agent", "announcement", "attacks", "discovery", "gateway", "hello", "manifest", "receipt")
+NAMED = ("agent", "announcement", "attacks", "discovery", "fanout", "gateway", "hello", "manifest", "receipt")
 SECTIONS = ("Context", "Options", "Choice", "Cost")
 
 

@@ -1,4 +1,4 @@
-"""Hello and join lines against the golden vectors of their pages."""
+"""Hello, fan-out and join lines against the golden vectors of their pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octonode.errors import OctonodeError, RemoteProtocolError
+from octonode.errors import LocalProtocolError, OctonodeError, RemoteProtocolError
 from octonode.ids import PeerId
 from octonode.network import access, hello_messages
+from octonode.network.fanout_messages import FRAME_BYTES_MAX, Said, decode_said, encode_said
 from octonode.network.hello_messages import decode_answer, decode_request, encode_answer, encode_request
 from octonode.network.joinline import JoinLine, encode, parse_line
 from octonode.protocol import codec
@@ -22,6 +23,7 @@ from scripts.vectors_hello import plain
 
 VECTORS = Path(__file__).parents[3] / "protocols" / "vectors"
 HELLO = json.loads((VECTORS / "hello.json").read_text(encoding="utf-8"))
+FANOUT = json.loads((VECTORS / "fanout.json").read_text(encoding="utf-8"))
 JOIN = json.loads((VECTORS / "join.json").read_text(encoding="utf-8"))
 
 
@@ -65,6 +67,41 @@ def test_announcements_in_the_vectors_are_real() -> None:
     assert open_announcement(data, 1_800_000_000_000).sequence == 1_800_000_000_000
 
 
+@pytest.mark.parametrize("vector", FANOUT["messages"], ids=lambda v: v["value"]["topic"] or "empty")
+def test_fanout_messages(vector: dict[str, Any]) -> None:
+    said = decode_said(payload_of(vector["frame"]))
+    assert plain(said) == vector["value"]
+    assert encode_frame(encode_said(said)).hex() == vector["frame"]
+
+
+def test_what_later_versions_add_to_a_fanout_message_is_ignored() -> None:
+    assert plain(decode_said(payload_of(FANOUT["later_version"]["frame"]))) == FANOUT["later_version"]["value"]
+
+
+@pytest.mark.parametrize("vector", FANOUT["refused"], ids=lambda v: v["why"])
+def test_refused_fanout_messages(vector: dict[str, str]) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_said(bytes.fromhex(vector["payload"]))
+    assert caught.value.code == vector["code"]
+
+
+@pytest.mark.parametrize("vector", FANOUT["refused_streams"], ids=lambda v: v["why"])
+def test_refused_fanout_streams(vector: dict[str, str]) -> None:
+    decoder = FrameDecoder(FRAME_BYTES_MAX)
+    [payload] = decoder.feed(bytes.fromhex(vector["bytes"]))
+    assert plain(decode_said(payload)) == FANOUT["messages"][0]["value"]
+    with pytest.raises(RemoteProtocolError) as caught:
+        decoder.feed(b"")
+    assert caught.value.code == vector["code"]
+
+
+@pytest.mark.parametrize("said", [Said("t" * 65, b""), Said("é" * 33, b""), Said("t", bytes(4097))])
+def test_what_peers_would_refuse_is_not_said_over_fanout(said: Said) -> None:
+    with pytest.raises(LocalProtocolError) as caught:
+        encode_said(said)
+    assert caught.value.code == "TOO_LARGE"
+
+
 @pytest.mark.parametrize("vector", JOIN["lines"], ids=["with token", "without"])
 def test_join_lines(vector: dict[str, Any]) -> None:
     line = JoinLine(vector["value"]["peer_id"], tuple(vector["value"]["addresses"]), vector["value"]["token"])
@@ -96,11 +133,25 @@ names = st.sampled_from(["announcement", "root", "count", "publisher", "name", "
 
 @given(st.binary(max_size=200))
 def test_any_bytes_raise_nothing_but_our_errors(data: bytes) -> None:
-    for decode in (decode_request, decode_answer):
+    for decode in (decode_request, decode_answer, decode_said):
         try:
             decode(data)
         except RemoteProtocolError:
             continue
+
+
+@given(st.lists(st.text(max_size=80) | st.binary(max_size=80) | values, max_size=9) | values)
+def test_any_value_is_a_fanout_message_or_refused(value: Any) -> None:
+    try:
+        data = codec.pack(value)
+    except OctonodeError:
+        return
+    try:
+        said = decode_said(data)
+    except RemoteProtocolError:
+        return
+    assert [said.topic, said.data] == value[:2]
+    assert decode_said(encode_said(said)) == said
 
 
 @given(asks, kinds, st.dictionaries(names, values, max_size=6))

@@ -6,17 +6,19 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import trio
 
 from octonode.config import NetworkConfig
 from octonode.identity import NodeKey, Signer
-from octonode.ids import PeerId
+from octonode.ids import ANNOUNCE_TOPIC, PeerId
 from octonode.network.announcer import Announcer
 from octonode.network.clock import Chance, NowMs
 from octonode.network.dialback import Probe
 from octonode.network.discovery import Discovery
+from octonode.network.fanout import Fanout
 from octonode.network.hello import Hello, Manifests
 from octonode.network.hello_messages import HelloLimits, Outcome
 from octonode.network.host import Network
@@ -95,9 +97,11 @@ class Peers:
             host=host, own=self.own, peerbook=self.book, intake=self.intake, now_ms=now_ms, random=random,
             manifests=manifests, limits=limits, probe=probe,
         )  # fmt: skip
+        self.fanout = Fanout(host=host, settings=settings, now_ms=now_ms)
+        self.fanout.hear(ANNOUNCE_TOPIC, partial(self.intake.take, must_be_own=True))
         self.announcer = Announcer(
-            own=self.own, host=host, hello=self.hello, routing=network.routing, values=network.values,
-            pubsub=network.pubsub, settings=settings, now_ms=now_ms, random=random,
+            own=self.own, host=host, hello=self.hello, fanout=self.fanout, routing=network.routing,
+            values=network.values, pubsub=network.pubsub, settings=settings, now_ms=now_ms, random=random,
         )  # fmt: skip
         self.membership = Membership(
             host=host, hello=self.hello, intake=self.intake, peerbook=self.book, pubsub=network.pubsub,
@@ -112,6 +116,7 @@ class Peers:
         """Join, announce and listen until cancelled. The network must be running."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.membership.run)
+            await nursery.start(self.fanout.run)
             await nursery.start(self.announcer.run)
             task_status.started()
 
