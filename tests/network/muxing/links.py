@@ -104,6 +104,14 @@ async def echo(stream: MuxedStream) -> None:
     await stream.close()
 
 
+async def read_on(stream: Any, into: bytearray | None = None) -> None:
+    """Read until the stream says why there is no more, which is raised."""
+    while True:
+        data = await stream.read(65_536)
+        if into is not None:
+            into += data
+
+
 async def silent(stream: MuxedStream) -> None:
     await trio.sleep_forever()
 

@@ -12,10 +12,11 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamClos
 from octonode.errors import Unreachable
 from octonode.network.libp2p.muxing.connection import MuxedConnection
 from octonode.network.libp2p.muxing.muxed import MuxedStream
+from octonode.network.libp2p.muxing.streams import State
 from octonode.network.libp2p.muxing.windows import Limits
 from octonode.network.libp2p.noise import NoiseChannel
 from tests.network.muxing.ends import INITIAL, SYN, data, update
-from tests.network.muxing.links import Muxers, echo, muxers, raw_of, secured_over_tcp, silent
+from tests.network.muxing.links import Muxers, echo, muxers, raw_of, read_on, secured_over_tcp, silent
 
 MIB = 1024 * 1024
 TEXT = bytes(range(251)) * 84_000
@@ -37,11 +38,10 @@ async def accepting() -> AsyncIterator[Muxers]:
             yield pair
 
 
-async def to_the_end(stream: MuxedStream, step: int = 65_536) -> bytes:
+async def to_the_end(stream: MuxedStream) -> bytes:
     got = bytearray()
     with contextlib.suppress(MuxedStreamEOF):
-        while True:
-            got += await stream.read(step)
+        await read_on(stream, got)
     return bytes(got)
 
 
@@ -218,8 +218,7 @@ async def test_a_lost_connection_never_reads_as_an_end(accepting: Muxers, who: s
     for stream in (mine, theirs):
         assert await stream.read(15) == b"before the loss"
         with pytest.raises(MuxedStreamReset):
-            while True:
-                await stream.read(65_536)
+            await read_on(stream)
     for end in (accepting.one, accepting.two):
         await accepting.ended[end].wait()
         assert end.is_closed
@@ -228,6 +227,20 @@ async def test_a_lost_connection_never_reads_as_an_end(accepting: Muxers, who: s
             await end.open_stream()
         with pytest.raises(MuxedConnUnavailable):
             await end.accept_stream()
+
+
+async def test_an_answer_that_came_whole_stays_whole_when_the_connection_is_lost(accepting: Muxers) -> None:
+    mine, theirs = await connected(accepting)
+    await theirs.write(b"all of it")
+    await theirs.close()
+    await until(lambda: mine.row.state is State.PEER_FINISHED)
+    await raw_of(accepting.two.secured_conn).stream.aclose()
+    await accepting.ended[accepting.one].wait()
+    assert await mine.read() == b"all of it"
+    with pytest.raises(MuxedStreamEOF):
+        await mine.read()
+    with pytest.raises(MuxedStreamClosed):
+        await mine.write(b"too late")
 
 
 async def test_a_handler_that_raises_resets_its_stream_only() -> None:
@@ -308,10 +321,9 @@ async def test_a_close_sends_what_waits(accepting: Muxers) -> None:
     await mine.close()
     await accepting.one.close()
     await accepting.one.close()
-    got = b""
-    with pytest.raises((MuxedStreamReset, MuxedStreamEOF)):  # noqa: PT012
-        while True:
-            got += await theirs.read(65_536)
+    got = bytearray()
+    with pytest.raises((MuxedStreamReset, MuxedStreamEOF)):
+        await read_on(theirs, got)
     assert got == TEXT[:200_000]
     await accepting.ended[accepting.two].wait()
 

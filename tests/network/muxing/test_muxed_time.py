@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 import trio.testing
@@ -11,8 +13,8 @@ from octonode.errors import Unreachable
 from octonode.network.libp2p.muxing.connection import FLUSH_SECONDS, WRITE_SECONDS
 from octonode.network.libp2p.muxing.muxed import MuxedStream
 from octonode.network.libp2p.muxing.windows import Limits
-from tests.network.muxing.ends import FIN, GO_AWAY, RST, SYN, Frame, data, update
-from tests.network.muxing.links import echo, muxers, raw_of, secured_over_memory, silent
+from tests.network.muxing.ends import DATA, FIN, GO_AWAY, PING, RST, SYN, UPDATE, Frame, data, update
+from tests.network.muxing.links import echo, muxers, raw_of, read_on, secured_over_memory, silent
 
 Clock = trio.testing.MockClock
 
@@ -133,8 +135,7 @@ async def test_what_is_sent_as_the_peer_goes_away_arrives(autojump_clock: Clock)
 
     async def answer(stream: MuxedStream) -> None:
         with pytest.raises(MuxedStreamEOF):
-            while True:
-                await stream.read(100)
+            await read_on(stream)
         raw_of(stream.conn.secured_conn).seconds_per_write = 3
         await stream.write(bytes(100_000))
         await stream.close()
@@ -145,11 +146,10 @@ async def test_what_is_sent_as_the_peer_goes_away_arrives(autojump_clock: Clock)
         await stream.close()
         pair.one.session.go_away(0)
         pair.one._flush()
-        got = 0
+        got = bytearray()
         with pytest.raises(MuxedStreamEOF):
-            while True:
-                got += len(await stream.read(65_536))
-        assert got == 100_000
+            await read_on(stream, got)
+        assert len(got) == 100_000
 
 
 async def test_a_reader_at_the_end_of_a_lost_connection_reads_all(autojump_clock: Clock) -> None:
@@ -187,4 +187,35 @@ async def test_streams_that_come_and_go_in_one_message_leave_nothing(autojump_cl
         await trio.sleep(5)
         assert pair.two.session.streams == {}
         assert pair.two.streams_open == pair.two.session.received_bytes == 0
+        assert pair.two._unaccepted == 0
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_a_peer_sends_the_connection_lives_or_ends_and_raises_nothing(
+    autojump_clock: Clock, seed: int
+) -> None:
+    chance, opened = random.Random(seed), 1
+    async with muxers(over=secured_over_memory, serve=echo, limits=Limits(streams_max=3, unaccepted_max=2)) as pair:
+        mine = await pair.two.open_stream()
+        await mine.write(b"from the second end")
+        for _ in range(60):
+            kind, flags = (
+                chance.choice([DATA, DATA, DATA, UPDATE, UPDATE, PING]),
+                chance.choice([0, 0, 1, 1, 2, 4, 8, 12]),
+            )
+            opened += 2 * (kind < PING and flags == SYN)
+            stream_id = opened if flags == SYN else chance.choice([1, 2, 3, 5, 7, opened])
+            body = bytes(chance.choice([0, 1, 1000, 30_000])) if kind == DATA else b""
+            value = len(body) if kind == DATA else chance.choice([0, 1, 2**18, 2**32 - 1])
+            pair.inject(Frame(kind, flags, 0 if kind == PING else stream_id, value, body).wire)
+            if chance.random() < 0.02:
+                pair.inject(chance.choice([Frame(GO_AWAY, 0, 0, 1).wire, update(1, flags=SYN), bytes([1] * 12)]))
+            if chance.random() < 0.3:
+                await trio.sleep(chance.choice([0, 0.1, 1.5]))
+        await trio.sleep(30)
+        assert pair.two.is_closed == pair.ended[pair.two].is_set()
+        with trio.fail_after(5):
+            await pair.two.close()
+            await pair.ended[pair.two].wait()
+        assert pair.two.session.streams == {}
         assert pair.two._unaccepted == 0

@@ -1,7 +1,7 @@
 """Two sessions under any order of honest moves, any delay of the bytes between them, and limits that are hit.
 
-Whatever happens: no byte is lost, doubled or reordered; an end is seen where one was said after all its bytes, and a cut
-never passes for one; nobody is credited what the other does not have; and when all is over, nothing is left.
+Whatever happens: no byte is lost, doubled or reordered; an end is seen where one was said after all its bytes, and a
+cut never passes for one; nobody is credited what the other does not have; and when all is over, nothing is left.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class TwoEnds(RuleBasedStateMachine):
             "ping": (2, lambda: self.ping(end=end)),
             "emit": (15, lambda: self.emit(end=end, size_max=chance.choice([40, 1000, 65_519]), count=4)),
             "deliver": (25, lambda: self.deliver(end=end, sizes=[chance.choice([1, 12, 700, 30_000, 400_000])])),
-            "exchange": (1, lambda: self.exchange()),
+            "exchange": (1, self.exchange),
         }
         weights = [weight for weight, _ in moves.values()]
         _, move = chance.choices(list(moves.values()), weights)[0]

@@ -33,7 +33,7 @@ EXPECTED = {
     #   SENT_FIN, GOT_FIN, RST, LOSS; the state itself: nothing changes
     O: (F, P, R, L),
     F: (F, C, R, L),
-    P: (C, P, R, L),
+    P: (C, P, R, C),
     C: (C, C, R, C),
     R: (R, R, R, R),
     L: (L, L, R, L),

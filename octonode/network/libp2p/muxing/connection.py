@@ -178,11 +178,15 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
         await self._end()
 
     async def _go_away(self, code: int) -> None:
-        self.session.go_away(code)
-        self._flush()
         with trio.move_on_after(FLUSH_SECONDS):
-            while self._writing and not self.event_shutting_down.is_set():
-                await self._flushed.park()
+            await self._all_sent()  # py-libp2p reads nothing after a GO_AWAY
+            self.session.go_away(code)
+            await self._all_sent()
+
+    async def _all_sent(self) -> None:
+        self._flush()
+        while self._writing and not self.event_shutting_down.is_set():
+            await self._flushed.park()
 
     async def _end(self) -> None:
         if self.event_shutting_down.is_set():

@@ -39,7 +39,8 @@ _CUT = {Step.RST: State.RESET, Step.LOSS: State.LOST}
 TRANSITIONS: dict[State, dict[Step, State]] = {
     State.OPEN: {Step.SENT_FIN: State.FINISHED, Step.GOT_FIN: State.PEER_FINISHED, **_CUT},
     State.FINISHED: {Step.GOT_FIN: State.CLOSED, **_CUT},
-    State.PEER_FINISHED: {Step.SENT_FIN: State.CLOSED, **_CUT},
+    # Who has the whole of what the peer said, its end included, is not told that it was cut.
+    State.PEER_FINISHED: {Step.SENT_FIN: State.CLOSED, Step.RST: State.RESET, Step.LOSS: State.CLOSED},
     State.CLOSED: {Step.RST: State.RESET},
     State.RESET: {},
     State.LOST: {Step.RST: State.RESET},
