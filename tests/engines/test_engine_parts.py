@@ -166,6 +166,9 @@ def test_a_load_request_follows_the_settings_and_the_model(monkeypatch):
     assert made.options["prefill_chunk_tokens"] == 32
     monkeypatch.setattr(select.os, "sched_getaffinity", lambda pid: {0})
     assert default_threads() == 1
+    settings = EnginesConfig(scripted_tokens_per_second=5.0, scripted_answer_tokens=200)
+    made = load_request(settings, model_root="r", model_path=None, model_format="scripted")
+    assert (made.options["tokens_per_second"], made.options["answer_tokens"]) == (5.0, 200)
 
 
 def test_the_environment_of_a_worker_is_a_short_list(tmp_path):

@@ -61,6 +61,7 @@ def test_names_of_rows_are_unique_and_listed() -> None:
     names = done.stdout.split()
     assert len(set(names)) == len(names)
     assert {"first_token_added_p50", "tokens_through_peer_8", "load_lost", "fetch_ratio", "help"} <= set(names)
+    assert {"burst_lost", "crowd_errors"} <= set(names)
 
 
 def test_an_unknown_row_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

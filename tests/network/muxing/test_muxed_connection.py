@@ -12,7 +12,6 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamClos
 from octonode.errors import Unreachable
 from octonode.network.libp2p.muxing.connection import MuxedConnection
 from octonode.network.libp2p.muxing.muxed import MuxedStream
-from octonode.network.libp2p.muxing.streams import State
 from octonode.network.libp2p.muxing.windows import Limits
 from octonode.network.libp2p.noise import NoiseChannel
 from tests.network.muxing.ends import INITIAL, SYN, data, update
@@ -227,20 +226,6 @@ async def test_a_lost_connection_never_reads_as_an_end(accepting: Muxers, who: s
             await end.open_stream()
         with pytest.raises(MuxedConnUnavailable):
             await end.accept_stream()
-
-
-async def test_an_answer_that_came_whole_stays_whole_when_the_connection_is_lost(accepting: Muxers) -> None:
-    mine, theirs = await connected(accepting)
-    await theirs.write(b"all of it")
-    await theirs.close()
-    await until(lambda: mine.row.state is State.PEER_FINISHED)
-    await raw_of(accepting.two.secured_conn).stream.aclose()
-    await accepting.ended[accepting.one].wait()
-    assert await mine.read() == b"all of it"
-    with pytest.raises(MuxedStreamEOF):
-        await mine.read()
-    with pytest.raises(MuxedStreamClosed):
-        await mine.write(b"too late")
 
 
 async def test_a_handler_that_raises_resets_its_stream_only() -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 import trio.testing
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
+from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
 from octonode.errors import Unreachable
 from octonode.network.libp2p.muxing.connection import FLUSH_SECONDS, WRITE_SECONDS
@@ -163,6 +163,22 @@ async def test_a_reader_at_the_end_of_a_lost_connection_reads_all(autojump_clock
         assert len(await theirs.read()) == 50_000
         with pytest.raises(MuxedStreamReset):
             await theirs.read()
+
+
+async def test_an_answer_that_came_whole_stays_whole_when_the_connection_is_lost(autojump_clock: Clock) -> None:
+    async with muxers(over=secured_over_memory, serve=None) as pair:
+        stream = await pair.one.open_stream()
+        await stream.write(b"all of it")
+        await stream.close()
+        theirs = await pair.two.accept_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        await pair.one.close()
+        await pair.ended[pair.two].wait()
+        assert await theirs.read() == b"all of it"
+        with pytest.raises(MuxedStreamEOF):
+            await theirs.read()
+        with pytest.raises(MuxedStreamClosed):
+            await theirs.write(b"too late")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 77])
