@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from anycorn.worker_context import WorkerContext
 log = logging.getLogger(__name__)
 
 READ_BYTES_MAX = 65536
+WRITES_PER_PASS = 16
+"""An answer whose reader takes everything at once lets the others run after so many writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Connection:
         self._context = context
         self._limits = limits
         self._write_lock = trio.Lock()
+        self._writes = 0
         self._reading = trio.CancelScope()
         self._idle = True
         self._finished = False  # our FIN is out
@@ -130,25 +134,56 @@ class Connection:
 
     async def _write(self, data: bytes) -> bool:
         """False when the client is gone or does not read. A write that is cancelled half-way cuts the connection."""
-        async with self._write_lock:
-            if self._cut or self._finished:
-                return False
-            rest = memoryview(data)
-            whole = False
-            try:
-                while rest:
-                    with trio.fail_after(self._limits.write_stall_timeout_seconds):
-                        rest = rest[await self._socket.send(rest) :]
-                whole = True
-            except trio.TooSlowError:
-                log.info("an HTTP client stopped reading for %g s: cut", self._limits.write_stall_timeout_seconds)
-            except (OSError, trio.ClosedResourceError):
-                pass
-            finally:
-                if not whole:
-                    self._cut = True
-                    self._socket.close()
-            return whole
+        if self._write_lock.locked():
+            await self._write_lock.acquire()
+        else:
+            self._write_lock.acquire_nowait()
+        try:
+            sent = self._send_now(data)
+            if sent == len(data):
+                await self._after_write()
+                return True
+            return sent >= 0 and await self._send_rest(memoryview(data)[sent:])
+        finally:
+            self._write_lock.release()
+
+    def _send_now(self, data: bytes) -> int:
+        """How many bytes the kernel took at once; -1 when the client is gone."""
+        if self._cut or self._finished:
+            return -1
+        try:
+            return os.write(self._socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._cut_off()
+            return -1
+
+    async def _after_write(self) -> None:
+        self._writes += 1
+        if self._writes >= WRITES_PER_PASS:
+            self._writes = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _send_rest(self, rest: memoryview) -> bool:
+        whole = False
+        try:
+            while rest:
+                with trio.fail_after(self._limits.write_stall_timeout_seconds):
+                    rest = rest[await self._socket.send(rest) :]
+            whole = True
+        except trio.TooSlowError:
+            log.info("an HTTP client stopped reading for %g s: cut", self._limits.write_stall_timeout_seconds)
+        except (OSError, trio.ClosedResourceError):
+            pass
+        finally:
+            if not whole:
+                self._cut_off()
+        return whole
+
+    def _cut_off(self) -> None:
+        self._cut = True
+        self._socket.close()
 
     def _finish(self) -> None:
         """Send FIN and give the reader a moment to drop what is still on its way; `run` closes the socket."""

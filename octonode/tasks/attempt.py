@@ -19,6 +19,7 @@ from octonode.protocol.states import State
 from octonode.tasks.asking import Answered, Ask, Pieces, Progress
 from octonode.tasks.chat import task_request
 from octonode.tasks.inbox import Inbox
+from octonode.tasks.timers import Watch
 from octonode.tasks.verification import Verification
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class RemoteAttempt:
         host: Host,
         signer: Signer,
         settings: TasksConfig,
+        silences: Watch,
         token: str,
         inbox: Inbox,
         conversation: bytes,
@@ -53,6 +55,9 @@ class RemoteAttempt:
         self.provider = provider
         self._host = host
         self._settings = settings
+        self._silences = silences
+        self._silent = trio.CancelScope()
+        self.waits_since = math.inf
         self._inbox = inbox
         self._now_ms = now_ms
         self._exchange = Exchange("asker", signer, provider, new_id=new_id)
@@ -73,16 +78,22 @@ class RemoteAttempt:
 
         A silence, before or behind the first token, is a loss.
         """
-        silence = self._settings.silence_timeout_seconds
-        with trio.CancelScope(deadline=trio.current_time() + silence) as heard:
-            with trio.move_on_after(self._settings.first_token_timeout_seconds) as waiting:
-                return await self._ask_within(heard, waiting)
-            raise OctonodeError(
-                f"{self.provider} had no token within {self._settings.first_token_timeout_seconds:g} s", code="DEADLINE"
-            )
-        raise OctonodeError(f"{self.provider} was silent for {silence:g} s", code="PROVIDER_LOST")
+        self.waits_since = trio.current_time()
+        self._silences.add(self)
+        try:
+            with self._silent:
+                with trio.move_on_after(self._settings.first_token_timeout_seconds) as waiting:
+                    return await self._ask_within(waiting)
+                seconds = self._settings.first_token_timeout_seconds
+                raise OctonodeError(f"{self.provider} had no token within {seconds:g} s", code="DEADLINE")
+        finally:
+            self._silences.remove(self)
+        raise OctonodeError(f"{self.provider} was silent for {self._silences.seconds_max:g} s", code="PROVIDER_LOST")
 
-    async def _ask_within(self, heard: trio.CancelScope, waiting: trio.CancelScope) -> Answered:
+    def give_up(self) -> None:
+        self._silent.cancel()
+
+    async def _ask_within(self, waiting: trio.CancelScope) -> Answered:
         stream = self._stream = await self._host.open(self.provider, AGENT_PROTOCOL)
         exchange = self._exchange
         now_ms = self._now_ms()
@@ -101,12 +112,12 @@ class RemoteAttempt:
         )
         if len(request) <= INLINE_SEND_BYTES:
             await self._send(stream, request)
-            return await self._listen(stream, heard, waiting)
+            return await self._listen(stream, waiting)
         outcome: Answered | OctonodeError
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_beside, stream, request)
             try:
-                outcome = await self._listen(stream, heard, waiting)
+                outcome = await self._listen(stream, waiting)
             except OctonodeError as error:  # carried out by hand: a nursery would wrap it in a group
                 outcome = error
             nursery.cancel_scope.cancel()
@@ -124,11 +135,11 @@ class RemoteAttempt:
         except StreamReset:
             log.debug("%s reset the stream of a request; the reading side tells", self.provider)
 
-    async def _listen(self, stream: Stream, heard: trio.CancelScope, waiting: trio.CancelScope) -> Answered:
-        exchange, silence = self._exchange, self._settings.silence_timeout_seconds
+    async def _listen(self, stream: Stream, waiting: trio.CancelScope) -> Answered:
+        exchange = self._exchange
         while True:
             data = await stream.receive()
-            heard.deadline = trio.current_time() + silence
+            self.waits_since = trio.current_time()
             now_ms = self._now_ms()
             if not data:
                 exchange.receive_end(now_ms)
@@ -142,14 +153,15 @@ class RemoteAttempt:
                 else:
                     raise self._refusal(event)
             if self._inbox.full:
-                heard.deadline = math.inf  # it is our consumer who is slow now
+                self.waits_since = math.inf  # it is our consumer who is slow now
                 await self._inbox.room()
-                heard.deadline = trio.current_time() + silence
+                self.waits_since = trio.current_time()
 
     def _update(self, update: StatusUpdate, waiting: trio.CancelScope) -> None:
         assert self.verification is not None
         if update.pieces:
-            waiting.deadline = math.inf
+            if not self.received:
+                waiting.deadline = math.inf
             self._inbox.put(Pieces(update.pieces, len(self.received)))
             self.received += update.pieces
             self._characters += sum(map(len, update.pieces))

@@ -34,6 +34,7 @@ from octonode.tasks.resident import Resident
 from octonode.tasks.routing import LocalModel, choose
 from octonode.tasks.slots import EngineSlots, new_id, wall_clock_ms
 from octonode.tasks.standings import Standings
+from octonode.tasks.timers import Watch
 
 __all__ = [
     "Answered",
@@ -107,6 +108,7 @@ class Dispatcher:
         self.standings = Standings()
         self.moved_on = 0
         """Times the next candidate was asked."""
+        self.silences = Watch(settings.silence_timeout_seconds)
         self._open = 0
         self._leaves = 0
         self._nursery: trio.Nursery | None = None
@@ -147,6 +149,7 @@ class Dispatcher:
         """Serves questions until cancelled; open ones then end with LEAVING."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self.silences.run)
             try:
                 task_status.started()
                 await trio.sleep_forever()
@@ -198,6 +201,7 @@ class Dispatcher:
             host=self.host,
             signer=self.signer,
             settings=self.settings,
+            silences=self.silences,
             token=self.token_for(provider),
             inbox=inbox,
             conversation=conversation,

@@ -71,7 +71,8 @@ class Inbox:
         return self
 
     async def __anext__(self) -> AskEvent:
-        await trio.lowlevel.checkpoint()
+        if self._events or self._ended:
+            await trio.lowlevel.checkpoint()
         while not self._events:
             if self._error is not None:
                 error, self._error = self._error, None

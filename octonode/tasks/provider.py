@@ -27,6 +27,7 @@ from octonode.tasks.resident import Resident
 from octonode.tasks.routing import PRIVACY_BUILT
 from octonode.tasks.run import Run, bounded
 from octonode.tasks.slots import EngineSlots, Measured, new_id, wall_clock_ms
+from octonode.tasks.timers import Pace, Watch
 from octonode.tasks.writer import WRITE_SECONDS_MAX, SlowReader, Writer
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Provider:
         self._runs: OrderedDict[Key, Run] = OrderedDict()
         self._ended: OrderedDict[Key, None] = OrderedDict()
         self._idle = trio.lowlevel.ParkingLot()
+        self._pace, self._watch = Pace(), Watch(WRITE_SECONDS_MAX)
         self._streams = 0
         """Streams whose task's news are not yet all read by the asker."""
         self._nursery: trio.Nursery | None = None
@@ -108,6 +110,8 @@ class Provider:
         """Serves until cancelled; tasks still open are then cut."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._pace.run)
+            nursery.start_soon(self._watch.run)
             try:
                 task_status.started()
                 await trio.sleep_forever()
@@ -256,8 +260,10 @@ class Provider:
 
     async def _serve(self, stream: Stream, exchange: Exchange, run: Run) -> None:
         """Write the task's news while reading for a cancel. Raises StreamReset."""
-        writer = Writer(stream, exchange, run, signer=self._signer, now_ms=self._now_ms)
-        run.attach(id(writer))
+        writer = Writer(
+            stream, exchange, run, signer=self._signer, now_ms=self._now_ms, pace=self._pace, watch=self._watch
+        )
+        run.attach(writer)
         fault: list[RemoteProtocolError] = []
         lost = True
         try:
@@ -267,13 +273,13 @@ class Provider:
                 lost = False
                 nursery.cancel_scope.cancel()
         except* SlowReader:
-            run.detach(id(writer))
+            run.detach(writer)
             if not run.delivered:
                 run.cut(ErrorReport("SLOW_READER", "the asker did not read"))
         except* StreamReset:
             pass
         finally:
-            run.detach(id(writer))
+            run.detach(writer)
             if lost and not run.delivered and run.terminal is None and self._nursery is not None:
                 self._nursery.start_soon(self._give_up, run)
         if fault:

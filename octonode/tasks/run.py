@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import trio
 
@@ -31,8 +31,16 @@ INPUT_SECONDS_MAX = 60.0
 ERROR_CHARACTERS_MAX = 1000
 
 
+class Watcher(Protocol):
+    """A stream that is attached to a run."""
+
+    def news(self) -> None:
+        """There are more pieces, another stage, or the terminal frame. Waits for nothing."""
+        ...
+
+
 class Run:
-    """The task behind one or more streams. `work` is its one task; `news` wakes those who watch it."""
+    """The task behind one or more streams. `work` is its one task; those who watch it hear its `news`."""
 
     def __init__(self, exchange: Exchange, *, conversation: bytes, now_ms: Callable[[], int]) -> None:
         request = exchange.request
@@ -52,11 +60,8 @@ class Run:
         self.stage, self.done, self.total = "submitted", 0, 0
         self.stage_changes = 0
         self.terminal: TaskResponse | ErrorReport | None = None
-        self.delivered: dict[int, int] = {}
+        self.delivered: dict[Watcher, int] = {}
         """Pieces written so far, by attached stream."""
-        self.news = trio.lowlevel.ParkingLot()
-        self.ended = trio.Event()
-        """Set with the terminal frame."""
         self.started_at_ms = now_ms()
         self.generation: Generation | None = None
         self._now_ms = now_ms
@@ -75,14 +80,14 @@ class Run:
             self._input = body
             self._input_whole.set()
 
-    def attach(self, stream: int) -> None:
+    def attach(self, stream: Watcher) -> None:
         self.delivered[stream] = 0
 
-    def detach(self, stream: int) -> None:
+    def detach(self, stream: Watcher) -> None:
         self.delivered.pop(stream, None)
         self._room.unpark_all()
 
-    def wrote(self, stream: int, pieces: int) -> None:
+    def wrote(self, stream: Watcher, pieces: int) -> None:
         self.delivered[stream] = pieces
         self._room.unpark_all()
 
@@ -102,14 +107,18 @@ class Run:
         if (stage, done, total) != (self.stage, self.done, self.total):
             self.stage, self.done, self.total = stage, done, total
             self.stage_changes += 1
-            self.news.unpark_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        for stream in self.delivered:
+            stream.news()
 
     async def emit(self, pieces: tuple[str, ...]) -> None:
         self.pieces.extend(pieces)
         self.stage = "decode"
         if not self.waiting:
             self.waiting, self.pushed_at = True, trio.current_time()
-        self.news.unpark_all()
+        self._tell()
         while self.delivered and len(self.pieces) - min(self.delivered.values()) > UNDELIVERED_PIECES_MAX:
             await self._room.park()
 
@@ -130,8 +139,7 @@ class Run:
         else:
             self.life.on("complete" if terminal.state == "completed" else "cancel")
         self.terminal = terminal
-        self.ended.set()
-        self.news.unpark_all()
+        self._tell()
 
     async def _answer(self, resident: Resident, slots: EngineSlots, signer: Signer) -> TaskResponse:
         with trio.move_on_after(INPUT_SECONDS_MAX):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import trio
@@ -13,6 +14,7 @@ from octonode.protocol.messages import ErrorReport, Message, StatusUpdate, TaskR
 from octonode.protocol.states import State
 from octonode.protocol.transcript import checkpoint_due, sign_checkpoint
 from octonode.tasks.run import Run
+from octonode.tasks.timers import Pace, Watch
 
 WRITE_SECONDS_MAX = 4.0
 """A write that takes longer ends the stream with SLOW_READER; yamux would reset it after 5 s of closed window."""
@@ -39,54 +41,109 @@ def coalescing_seconds(lag_seconds: float) -> float:
 
 
 class Writer:
-    """One stream's view of a `Run`; `write` returns after the terminal frame."""
+    """One stream's view of a `Run`; `write` returns after the terminal frame. `watch` has `WRITE_SECONDS_MAX`."""
 
     def __init__(
-        self, stream: Stream, exchange: Exchange, run: Run, *, signer: Signer, now_ms: Callable[[], int]
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        run: Run,
+        *,
+        signer: Signer,
+        now_ms: Callable[[], int],
+        pace: Pace,
+        watch: Watch,
     ) -> None:
         self._stream = stream
         self._exchange = exchange
         self._run = run
         self._signer = signer
         self._now_ms = now_ms
+        self._pace = pace
+        self._watch = watch
+        self._patience = trio.CancelScope()
         self._heartbeat_seconds = exchange.limits.heartbeat_ms / 1000
+        self._wake = trio.lowlevel.ParkingLot()
+        self._wakes_at = math.inf
+        """When `pace` wakes us next."""
         self._wrote_at = trio.current_time()
+        self._text_at = 0.0
+        """Text goes no sooner."""
+        self._collected = False
+        """A loaded loop has had its time to collect."""
+        self.waits_since = math.inf
         self._write_seconds = 0.0
         """What the last write took: on a loaded loop mostly the turns of others."""
         self._stage_seen = 0
         self._checkpoint_pieces = 0
         self._checkpoint_at_ms = 0
 
+    def give_up(self) -> None:
+        self._patience.cancel()
+
+    def news(self) -> None:
+        """The run has something new. Text that may not go yet wakes nobody before it may."""
+        if self._run.terminal is not None or trio.current_time() >= self._text_at:
+            self._wake.unpark()
+        else:
+            self._wake_at(self._text_at)
+
+    def _wake_at(self, due: float) -> None:
+        if due < self._wakes_at:
+            self._wakes_at = due
+            self._pace.wake_at(due, self._wake)
+
     async def write(self) -> None:
         """Raises SlowReader, StreamReset."""
+        self._watch.add(self)
+        try:
+            with self._patience:
+                await self._write()
+                return
+        finally:
+            self._watch.remove(self)
+        raise SlowReader
+
+    async def _write(self) -> None:
         run, exchange = self._run, self._exchange
         while True:
-            if exchange.pieces < len(run.pieces):
+            now = trio.current_time()
+            has_text = exchange.pieces < len(run.pieces)
+            if has_text and (run.terminal is not None or self._may_write(now)):
                 await self._write_pieces()
             elif run.terminal is not None:
                 await self._send(self._last(run.terminal))
                 return
-            elif not await self._news() and exchange.pieces == len(run.pieces) and run.terminal is None:
+            elif now >= (due := self._wrote_at + self._silence_seconds()):
                 await self._send(StatusUpdate(stage=run.stage, done=run.done, total=run.total))
                 self._stage_seen = run.stage_changes
+            else:
+                self._wake_at(min(due, self._text_at) if has_text else due)
+                await self._wake.park()
+                if trio.current_time() >= self._wakes_at:
+                    self._wakes_at = math.inf
 
-    async def _news(self) -> bool:
-        """Waits for something to write. False when it is time for progress or a heartbeat."""
-        run = self._run
-        after = PROGRESS_SECONDS if run.stage_changes != self._stage_seen else self._heartbeat_seconds
-        with trio.move_on_at(self._wrote_at + after):
-            await run.news.park()
+    def _silence_seconds(self) -> float:
+        """For how long nothing may be written: progress is told soon, and a heartbeat where there is none."""
+        return PROGRESS_SECONDS if self._run.stage_changes != self._stage_seen else self._heartbeat_seconds
+
+    def _may_write(self, now: float) -> bool:
+        """Whether text may go now. On a loaded loop it waits once more, for as long as it came late."""
+        if not self._exchange.pieces:
             return True
-        return False
+        if now < self._text_at:
+            return False
+        if not self._collected:
+            late_seconds = now - max(self._run.pushed_at, self._text_at)
+            wait_seconds = coalescing_seconds(max(late_seconds, self._write_seconds))
+            self._collected = True
+            if wait_seconds:
+                self._text_at = now + wait_seconds
+                return False
+        return True
 
     async def _write_pieces(self) -> None:
-        run, exchange = self._run, self._exchange
-        first = exchange.pieces
-        if first:
-            lag_seconds = trio.current_time() - run.pushed_at if run.waiting else 0.0
-            wait_seconds = coalescing_seconds(max(lag_seconds, self._write_seconds))
-            with trio.move_on_at(max(self._wrote_at + FRAME_SECONDS, trio.current_time() + wait_seconds)):
-                await run.ended.wait()
+        run, first = self._run, self._exchange.pieces
         run.waiting = False
         pieces = _portion(run.pieces, first)
         now_ms = self._now_ms()
@@ -98,6 +155,8 @@ class Writer:
                 checkpoint=self._checkpoint(first + len(pieces), now_ms),
             )
         )
+        self._collected = False
+        self._text_at = self._wrote_at + FRAME_SECONDS
 
     def _checkpoint(self, end: int, now_ms: int) -> bytes:
         """A signed one when it is due and the frame ends where the transcript stands; else none."""
@@ -115,14 +174,12 @@ class Writer:
         if exchange.fault is not None:
             raise StreamReset("the asker broke a rule; what comes next is the reader's to say")
         data = exchange.send(message, self._now_ms())
-        began_at = trio.current_time()
-        with trio.move_on_after(WRITE_SECONDS_MAX) as scope:
-            await self._stream.send(data)
-        if scope.cancelled_caught:
-            raise SlowReader
+        self.waits_since = began_at = trio.current_time()
+        await self._stream.send(data)
+        self.waits_since = math.inf
         self._wrote_at = trio.current_time()
         self._write_seconds = self._wrote_at - began_at
-        self._run.wrote(id(self), exchange.pieces)
+        self._run.wrote(self, exchange.pieces)
 
     def _last(self, terminal: TaskResponse | ErrorReport) -> Message:
         """`canceled` is an answer to a cancel on this very stream; another stream's cancel is an error here."""

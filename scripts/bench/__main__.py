@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from scripts.bench import crowd, daemon, first_token, gossip, ground, load, tokens, transfer
+from scripts.bench import announcing, crowd, daemon, first_token, gossip, ground, load, tokens, transfer
 from scripts.bench.nodes import ROOT, scratch
 from scripts.bench.rows import Goal, Row, table, write
 
@@ -44,6 +44,7 @@ GROUPS = (
     Group(crowd.BURST_GOALS, crowd.measure_burst),
     Group(crowd.CROWD_GOALS, crowd.measure_crowd),
     Group(gossip.GOALS, gossip.measure),
+    Group(announcing.GOALS, announcing.measure),
     Group(daemon.CPU_GOALS, daemon.measure_cpu),
 )
 

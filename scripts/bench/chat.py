@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import urllib.parse
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ def body(model: str, prompt: str, max_tokens: int) -> bytes:
     return json.dumps(request).encode()
 
 
-async def ask(api: str, model: str, prompt: str, max_tokens: int) -> Reply:
+async def ask(api: str, model: str, prompt: str, max_tokens: int, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Reply:
     """Ask once. Never raises for what the other side does: a broken answer is a Reply that is not whole."""
     url = urllib.parse.urlsplit(api)
     assert url.hostname is not None
@@ -60,18 +61,43 @@ async def ask(api: str, model: str, prompt: str, max_tokens: int) -> Reply:
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     data, first, begun = bytearray(), 0.0, trio.current_time()
-    with trio.move_on_after(TIMEOUT_SECONDS):
+    with trio.move_on_after(timeout_seconds), socket.socket() as sock:
+        sock.setblocking(False)
         try:
-            stream = await trio.open_tcp_stream(url.hostname, url.port)
-            async with stream:
-                await stream.send_all(head.encode() + content)
-                while received := await stream.receive_some(RECEIVE_BYTES):
-                    data += received
-                    if not first and FIRST_TEXT.search(data):
-                        first = trio.current_time() - begun
-        except (OSError, trio.BrokenResourceError):
+            await _send(sock, (url.hostname, url.port), head.encode() + content)
+            while received := await _receive(sock):
+                data += received
+                if not first and FIRST_TEXT.search(data):
+                    first = trio.current_time() - begun
+        except OSError:
             pass
     return _parse(bytes(data), first, trio.current_time() - begun)
+
+
+async def _send(sock: socket.socket, place: tuple[str, int], data: bytes) -> None:
+    """Connect, and send as the kernel takes it. Raises OSError."""
+    try:
+        sock.connect(place)
+    except BlockingIOError:
+        await trio.lowlevel.wait_writable(sock)
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, "no connection") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    """One pass of the loop for each read: trio's own sockets take two. Raises OSError."""
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            continue
 
 
 def _parse(data: bytes, first: float, seconds: float) -> Reply:

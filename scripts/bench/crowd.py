@@ -46,6 +46,8 @@ CROWD = Goal(
 BURST_GOALS = (BURST,)
 CROWD_GOALS = (CROWD,)
 
+PATIENCE_SECONDS = 180.0
+"""What comes late is not lost."""
 OPEN_MAX = 4096
 """No bound of the provider's or the asker's is what is measured here."""
 ROOM = {
@@ -74,7 +76,8 @@ class Run:
                 nursery.start_soon(self._one, api, reference, f"{number} {'words and ' * 60}"[:PROMPT_BYTES])
 
     async def _one(self, api: str, reference: str, prompt: str) -> None:
-        self.replies.append(await ask(api, reference, prompt, self.tokens))
+        reply = await ask(api, reference, prompt, self.tokens, timeout_seconds=PATIENCE_SECONDS)
+        self.replies.append(reply)
 
     @property
     def broken(self) -> list[Reply]:
