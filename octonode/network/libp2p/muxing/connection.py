@@ -35,6 +35,7 @@ WRITE_SECONDS = 20.0
 FLUSH_SECONDS = 1.0
 """How long a close waits for what is queued, a last frame or the GO_AWAY."""
 CLOSE_SECONDS = 0.5
+TELL_SECONDS = 2.0
 PING_VALUES = 2**32
 FIRST_PING_SECONDS = 10.0
 
@@ -200,7 +201,9 @@ class MuxedConnection(IMuxedConn):  # type: ignore[misc]
             await contained("closing a socket", self.secured_conn.close, level=logging.DEBUG)
         self.event_closed.set()
         if self.on_close is not None:
-            await self.on_close()
+            # Shielded: one of our own tasks may be here, and the end of the reader cancels it.
+            with trio.move_on_after(TELL_SECONDS, shield=True):
+                await self.on_close()
 
     # What its streams ask. None of it waits.
 
