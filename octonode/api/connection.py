@@ -88,13 +88,15 @@ class Connection:
     async def _run(self) -> None:
         self._socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
         client, server = _endpoint(self._socket.getpeername()), _endpoint(self._socket.getsockname())
-        async with TaskGroup() as tasks:
-            self._protocol = _Http1(
-                self._app, self._config, self._context, tasks, {}, client, server, self._on_event, None
-            )
-            self._reading.deadline = trio.current_time() + self._limits.idle_timeout_seconds
-            await self._read()
-            await self._protocol.handle(Closed())
+        tasks = TaskGroup()
+        self._protocol = _Http1(self._app, self._config, self._context, tasks, {}, client, server, self._on_event, None)
+        try:
+            async with tasks:
+                self._reading.deadline = trio.current_time() + self._limits.idle_timeout_seconds
+                await self._read()
+                await self._protocol.handle(Closed())
+        finally:
+            del self._protocol  # it holds us as well: a circle of forty objects would wait for the collector
 
     def drain(self) -> None:
         """Close now if no request is running; else anycorn closes after the answer, since the context is terminated."""

@@ -123,7 +123,8 @@ async def _speed(generate: Callable[[str], Awaitable[int]], prompts: list[str]) 
 
     async def one(prompt: str) -> None:
         nonlocal tokens
-        tokens += await generate(prompt)
+        made = await generate(prompt)  # apart: `+=` would read the sum before it waits
+        tokens += made
 
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import trio
 
 from octonode.api import server
-from octonode.api.connection import WRITES_PER_PASS, ConnectionLimits
+from octonode.api.connection import WRITES_PER_PASS, Connection, ConnectionLimits
 from octonode.api.server import Bound, serve
 
 CLIENTS = 100
@@ -128,6 +130,30 @@ async def test_an_answer_that_its_reader_takes_at_once_lets_the_others_run() -> 
             shutdown.set()
             nursery.cancel_scope.cancel()
     assert seen[0] >= 10
+
+
+async def test_what_a_connection_held_is_free_once_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the collector next passes: a loaded node would stop for that."""
+    seen: list[weakref.ref[Connection]] = []
+
+    class Seen(Connection):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(server, "Connection", Seen)
+    shutdown = trio.Event()
+    gc.disable()
+    try:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                bound = await nursery.start(_serve, hello, shutdown)
+                for client in connected(bound, 5):
+                    assert b"hello" in await answer_of(client)
+                shutdown.set()
+        assert [each() for each in seen] == [None] * 5
+    finally:
+        gc.enable()
 
 
 async def _serve(app: Any, shutdown: trio.Event, task_status: trio.TaskStatus[Bound]) -> None:
