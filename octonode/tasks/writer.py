@@ -109,19 +109,30 @@ class Writer:
         while True:
             now = trio.current_time()
             has_text = exchange.pieces < len(run.pieces)
-            if has_text and (run.terminal is not None or self._may_write(now)):
-                await self._write_pieces()
-            elif run.terminal is not None:
-                await self._send(self._last(run.terminal))
+            if run.terminal is not None:
+                await self._write_end(run.terminal)
                 return
+            if has_text and self._may_write(now):
+                await self._send(self._seal(self._text()))
+                self._collected = False
+                self._text_at = self._wrote_at + FRAME_SECONDS
             elif now >= (due := self._wrote_at + self._silence_seconds()):
-                await self._send(StatusUpdate(stage=run.stage, done=run.done, total=run.total))
+                await self._send(self._seal(StatusUpdate(stage=run.stage, done=run.done, total=run.total)))
                 self._stage_seen = run.stage_changes
             else:
                 self._wake_at(min(due, self._text_at) if has_text else due)
                 await self._wake.park()
                 if trio.current_time() >= self._wakes_at:
                     self._wakes_at = math.inf
+
+    async def _write_end(self, terminal: TaskResponse | ErrorReport) -> None:
+        """What text there still is; the last of it goes with the terminal frame."""
+        run, exchange, data = self._run, self._exchange, b""
+        while exchange.pieces < len(run.pieces):
+            if data:
+                await self._send(data)
+            data = self._seal(self._text())
+        await self._send(data + self._seal(self._last(terminal)))
 
     def _silence_seconds(self) -> float:
         """For how long nothing may be written: progress is told soon, and a heartbeat where there is none."""
@@ -142,21 +153,13 @@ class Writer:
                 return False
         return True
 
-    async def _write_pieces(self) -> None:
+    def _text(self) -> StatusUpdate:
+        """As much of it as fits a frame."""
         run, first = self._run, self._exchange.pieces
         run.waiting = False
         pieces = _portion(run.pieces, first)
-        now_ms = self._now_ms()
-        await self._send(
-            StatusUpdate(
-                stage="decode",
-                first_piece=first,
-                pieces=pieces,
-                checkpoint=self._checkpoint(first + len(pieces), now_ms),
-            )
-        )
-        self._collected = False
-        self._text_at = self._wrote_at + FRAME_SECONDS
+        checkpoint = self._checkpoint(first + len(pieces), self._now_ms())
+        return StatusUpdate(stage="decode", first_piece=first, pieces=pieces, checkpoint=checkpoint)
 
     def _checkpoint(self, end: int, now_ms: int) -> bytes:
         """A signed one when it is due and the frame ends where the transcript stands; else none."""
@@ -169,17 +172,18 @@ class Writer:
         self._checkpoint_pieces, self._checkpoint_at_ms = end, now_ms
         return sign_checkpoint(self._signer, self._run.request_sha256, made.transcript, now_ms)
 
-    async def _send(self, message: Message) -> None:
-        exchange = self._exchange
-        if exchange.fault is not None:
+    def _seal(self, message: Message) -> bytes:
+        if self._exchange.fault is not None:
             raise StreamReset("the asker broke a rule; what comes next is the reader's to say")
-        data = exchange.send(message, self._now_ms())
+        return self._exchange.send(message, self._now_ms())
+
+    async def _send(self, data: bytes) -> None:
         self.waits_since = began_at = trio.current_time()
         await self._stream.send(data)
         self.waits_since = math.inf
         self._wrote_at = trio.current_time()
         self._write_seconds = self._wrote_at - began_at
-        self._run.wrote(self, exchange.pieces)
+        self._run.wrote(self, self._exchange.pieces)
 
     def _last(self, terminal: TaskResponse | ErrorReport) -> Message:
         """`canceled` is an answer to a cancel on this very stream; another stream's cancel is an error here."""
