@@ -141,50 +141,51 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def _do(self, call: Call[T]) -> T:
+    def do(self, call: Call[T]) -> T:
+        """Any verb that answers at once, see `api.schema.Calls`."""
         with _named_faults():
             return _decode(call, self._http.request(call.method, call.path, json=call.body))
 
     def node(self) -> NodeFacts:
-        return self._do(Calls.node)
+        return self.do(Calls.node)
 
     def peers(self) -> tuple[PeerFacts, ...]:
-        return self._do(Calls.peers)
+        return self.do(Calls.peers)
 
     def join(self, address: str) -> Joined:
         """Join by a join line or a multiaddr."""
-        return self._do(Calls.join(address))
+        return self.do(Calls.join(address))
 
     def models(self) -> tuple[ModelFacts, ...]:
-        return self._do(Calls.models)
+        return self.do(Calls.models)
 
     def model(self, reference: str) -> ModelFacts:
-        return self._do(Calls.model(reference))
+        return self.do(Calls.model(reference))
 
     def remove_model(self, reference: str, *, force: bool = False) -> ModelFacts:
-        return self._do(Calls.remove(reference, force))
+        return self.do(Calls.remove(reference, force))
 
     def publishers(self) -> tuple[Publisher, ...]:
-        return self._do(Calls.publishers)
+        return self.do(Calls.publishers)
 
     def trust(self, publisher: str, *, trusted: bool = True, note: str = "") -> tuple[Publisher, ...]:
-        return self._do(Calls.trust(publisher, trusted, note))
+        return self.do(Calls.trust(publisher, trusted, note))
 
     def tasks(self, *, limit: int = 100) -> tuple[TaskFacts, ...]:
-        return self._do(Calls.tasks(limit))
+        return self.do(Calls.tasks(limit))
 
     def receipt(self, task: str) -> ReceiptFacts:
-        return self._do(Calls.receipt(task))
+        return self.do(Calls.receipt(task))
 
     def explain(self, model: str, *, peer: str = "") -> tuple[CandidateFacts, ...]:
-        return self._do(Calls.explain(model, peer))
+        return self.do(Calls.explain(model, peer))
 
     def doctor(self) -> tuple[Finding, ...]:
-        return self._do(Calls.doctor)
+        return self.do(Calls.doctor)
 
     def stop(self) -> None:
         """Start the node's drain; returns at once."""
-        self._do(Calls.stop)
+        self.do(Calls.stop)
 
     def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream[str, Answer]:
         """A stream of texts; its `result` is an `Answer`.
@@ -274,48 +275,49 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def _do(self, call: Call[T]) -> T:
+    async def do(self, call: Call[T]) -> T:
+        """Any verb that answers at once, see `api.schema.Calls`."""
         with _named_faults():
             return _decode(call, await self._http.request(call.method, call.path, json=call.body))
 
     async def node(self) -> NodeFacts:
-        return await self._do(Calls.node)
+        return await self.do(Calls.node)
 
     async def peers(self) -> tuple[PeerFacts, ...]:
-        return await self._do(Calls.peers)
+        return await self.do(Calls.peers)
 
     async def join(self, address: str) -> Joined:
-        return await self._do(Calls.join(address))
+        return await self.do(Calls.join(address))
 
     async def models(self) -> tuple[ModelFacts, ...]:
-        return await self._do(Calls.models)
+        return await self.do(Calls.models)
 
     async def model(self, reference: str) -> ModelFacts:
-        return await self._do(Calls.model(reference))
+        return await self.do(Calls.model(reference))
 
     async def remove_model(self, reference: str, *, force: bool = False) -> ModelFacts:
-        return await self._do(Calls.remove(reference, force))
+        return await self.do(Calls.remove(reference, force))
 
     async def publishers(self) -> tuple[Publisher, ...]:
-        return await self._do(Calls.publishers)
+        return await self.do(Calls.publishers)
 
     async def trust(self, publisher: str, *, trusted: bool = True, note: str = "") -> tuple[Publisher, ...]:
-        return await self._do(Calls.trust(publisher, trusted, note))
+        return await self.do(Calls.trust(publisher, trusted, note))
 
     async def tasks(self, *, limit: int = 100) -> tuple[TaskFacts, ...]:
-        return await self._do(Calls.tasks(limit))
+        return await self.do(Calls.tasks(limit))
 
     async def receipt(self, task: str) -> ReceiptFacts:
-        return await self._do(Calls.receipt(task))
+        return await self.do(Calls.receipt(task))
 
     async def explain(self, model: str, *, peer: str = "") -> tuple[CandidateFacts, ...]:
-        return await self._do(Calls.explain(model, peer))
+        return await self.do(Calls.explain(model, peer))
 
     async def doctor(self) -> tuple[Finding, ...]:
-        return await self._do(Calls.doctor)
+        return await self.do(Calls.doctor)
 
     async def stop(self) -> None:
-        await self._do(Calls.stop)
+        await self.do(Calls.stop)
 
     def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> AsyncStream[str, Answer]:
         return AsyncStream(self._http, Calls.chat(model, messages, options))

@@ -6,7 +6,6 @@ result or an error. What fails before its first progress has a plain HTTP status
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from typing import Any
@@ -18,9 +17,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from octonode.api.body import BodyLimits, read_json
-from octonode.api.faults import name_fault
+from octonode.api.jobs import PING_LINE, Job
 from octonode.api.openai import as_ask
-from octonode.api.ports import Ports, Report
+from octonode.api.ports import Ports
 from octonode.api.schema import (
     PING,
     AddModel,
@@ -28,8 +27,6 @@ from octonode.api.schema import (
     Explain,
     FetchModel,
     Join,
-    ModelOutcome,
-    ModelProgress,
     PublishModel,
     ReceiptFacts,
     ServeModel,
@@ -37,7 +34,6 @@ from octonode.api.schema import (
     TrustPublisher,
     VerifyModel,
     bad_request,
-    error_body,
     line,
     parse,
     privacy_level,
@@ -50,10 +46,7 @@ from octonode.ids import TaskId
 from octonode.protocol.receipt import verify_receipt
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 
-PROGRESS_PAUSE_SECONDS = 0.1
-"""Least time between two progress lines; the latest is what is sent."""
 TASKS_MAX = 1000
-PING_LINE = line({"type": "ping"})
 
 
 def routes(ports: Ports, limits: BodyLimits) -> list[BaseRoute]:
@@ -63,11 +56,11 @@ def routes(ports: Ports, limits: BodyLimits) -> list[BaseRoute]:
         Route("/api/v1/peers", verbs.peers, methods=["GET"]),
         Route("/api/v1/peers", verbs.join, methods=["POST"]),
         Route("/api/v1/models", verbs.models, methods=["GET"]),
-        Route("/api/v1/models/add", _Job(AddModel, ports.models.add, limits), methods=["POST"]),
-        Route("/api/v1/models/fetch", _Job(FetchModel, ports.models.fetch, limits), methods=["POST"]),
-        Route("/api/v1/models/publish", _Job(PublishModel, ports.models.publish, limits), methods=["POST"]),
-        Route("/api/v1/models/serve", _Job(ServeModel, ports.models.serve, limits), methods=["POST"]),
-        Route("/api/v1/models/verify", _Job(VerifyModel, ports.models.verify, limits), methods=["POST"]),
+        Route("/api/v1/models/add", Job(AddModel, ports.models.add, limits), methods=["POST"]),
+        Route("/api/v1/models/fetch", Job(FetchModel, ports.models.fetch, limits), methods=["POST"]),
+        Route("/api/v1/models/publish", Job(PublishModel, ports.models.publish, limits), methods=["POST"]),
+        Route("/api/v1/models/serve", Job(ServeModel, ports.models.serve, limits), methods=["POST"]),
+        Route("/api/v1/models/verify", Job(VerifyModel, ports.models.verify, limits), methods=["POST"]),
         Route("/api/v1/models/trust", verbs.publishers, methods=["GET"]),
         Route("/api/v1/models/trust", verbs.trust, methods=["POST"]),
         Route("/api/v1/models/{reference:path}", verbs.model, methods=["GET"]),
@@ -154,58 +147,6 @@ class _Verbs:
     async def stop(self, _: Request) -> Response:
         self._ports.node.stop()
         return JSONResponse({"state": "leaving"}, 202)
-
-
-class _Job:
-    """A verb on a model that takes long, as an ASGI application that streams its progress."""
-
-    def __init__(
-        self, kind: type[Any], act: Callable[[Any, Report], Awaitable[ModelOutcome]], limits: BodyLimits
-    ) -> None:
-        self._kind = kind
-        self._act = act
-        self._limits = limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = parse(self._kind, await read_json(scope, receive, self._limits))
-        stream = EventStream(send, NDJSON, PING_LINE)
-        latest = _Latest()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
-            nursery.start_soon(stream.keep_alive)
-            nursery.start_soon(_show_progress, latest, stream)
-            try:
-                end = {"type": "result", "result": to_json(await self._act(asked, latest.put))}
-            except Exception as fault:
-                if not stream.started:
-                    raise
-                end = {"type": "error", **error_body(name_fault(fault)[0])}
-            await stream.end(line(end))
-            nursery.cancel_scope.cancel()
-
-
-class _Latest:
-    """The last progress reported; those before it are gone."""
-
-    def __init__(self) -> None:
-        self._progress: ModelProgress | None = None
-        self._changed = trio.Event()
-
-    def put(self, progress: ModelProgress) -> None:
-        self._progress = progress
-        self._changed.set()
-
-    async def take(self) -> ModelProgress:
-        await self._changed.wait()
-        self._changed = trio.Event()
-        assert self._progress is not None
-        return self._progress
-
-
-async def _show_progress(latest: _Latest, stream: EventStream) -> None:
-    while True:
-        await stream.write(line({"type": "progress", "progress": to_json(await latest.take())}))
-        await trio.sleep(PROGRESS_PAUSE_SECONDS)
 
 
 class _Events:
