@@ -11,8 +11,7 @@ import trio
 
 from octonode.errors import OctonodeError
 from octonode.ipfs.cid import Cid
-from octonode.ipfs.gateway_client import GatewayAddress, Timeouts
-from octonode.models.sources.gateway import GatewaySource
+from octonode.ipfs.gateway_client import Timeouts
 from octonode.models.sources.source import Source
 from octonode.models.writing import SYNC_BYTES
 
@@ -26,8 +25,8 @@ ASK_TIMEOUT_SECONDS: Final = 30.0
 class BlockPeers(Protocol):
     """Who may have blocks of a model; the network implements it."""
 
-    async def gateways(self, root: Cid) -> Sequence[GatewayAddress]:
-        """Gateways of peers that hold `root`, wholly or in part, near ones first. Empty when none is known."""
+    async def sources(self, root: Cid) -> Sequence[Source]:
+        """Those that may have `root`, wholly or in part, near ones first. Empty when none is known."""
         ...
 
 
@@ -85,19 +84,19 @@ Progress = Callable[[FetchProgress], None]
 async def add_peers(
     root: Cid, sources: list[Source], peers: BlockPeers | None, limits: FetchLimits, banned: dict[str, str]
 ) -> None:
-    """Append the gateways that `peers` knows and `sources` does not have yet, up to the limit."""
+    """Append the sources that `peers` knows and `sources` does not have yet, up to the limit."""
     if peers is None:
         return
     names = {source.name for source in sources}
-    found: Sequence[GatewayAddress] = ()
+    found: Sequence[Source] = ()
     with trio.move_on_after(ASK_TIMEOUT_SECONDS):
         try:
-            found = await peers.gateways(root)
+            found = await peers.sources(root)
         except OctonodeError as error:
             log.info("no peers for %s: %s", root, error.message)
-    for address in found:
+    for source in found:
         if len(sources) >= limits.sources_max:
             return
-        if str(address) not in names and str(address) not in banned:
-            sources.append(GatewaySource(address, limits.timeouts))
-            names.add(str(address))
+        if source.name not in names and source.name not in banned:
+            sources.append(source)
+            names.add(source.name)

@@ -148,7 +148,7 @@ class FetchSession:
             while not self._plan.complete:
                 try:
                     if trio.current_time() - read_at >= self._limits.read_bitmap_seconds:
-                        has = await lane.have(self._layout.root, len(self._layout.leaves))
+                        has = await lane.have(self._layout)
                         self._plan.set_source(name, has)
                         read_at = trio.current_time()
                     run = self._plan.next_run(name, max(1, state.window_bytes // state.source.lanes))

@@ -16,7 +16,9 @@ from octonode.models.fetch import FetchProgress, FetchReport, fetch
 from octonode.models.library import FIRST_VERSION, Library
 from octonode.models.manifest import SignedManifest
 from octonode.models.reference import FileReference, parse
+from octonode.models.sources.gateway import GatewaySource
 from octonode.models.sources.https import HttpsSource
+from octonode.models.sources.source import Source as BlockSource
 from octonode.models.store import QUOTA_MISSING
 from octonode.network.discovery import Discovery
 from octonode.node.events import Events
@@ -147,11 +149,12 @@ class _Peers:
         self._discovery = discovery
         self._labels: dict[str, str] = {}
 
-    async def gateways(self, root: Cid) -> Sequence[GatewayAddress]:
+    async def sources(self, root: Cid) -> Sequence[BlockSource]:
         found = [
-            GatewayAddress(each.host, each.port, each.peer_id) for each in await self._discovery.gateways(root.text)
+            GatewaySource(GatewayAddress(each.host, each.port, each.peer_id))
+            for each in await self._discovery.gateways(root.text)
         ]
-        self._labels |= {str(each): f"gateway:{each.peer_id}" for each in found}
+        self._labels |= {each.name: each.label for each in found}
         return found
 
     def labelled(self, by_source: dict[str, int]) -> dict[str, int]:

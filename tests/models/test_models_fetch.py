@@ -25,6 +25,7 @@ from octonode.models.library import Library, ModelEntry
 from octonode.models.sources.file import FileSource
 from octonode.models.sources.gateway import GatewaySource
 from octonode.models.sources.https import HttpsSource
+from octonode.models.sources.source import Source
 from octonode.models.store import ModelStore
 
 MIB = 1024 * 1024
@@ -45,9 +46,9 @@ class _Peers:
         self.addresses = list(addresses)
         self.asked = 0
 
-    async def gateways(self, root: Cid) -> Sequence[GatewayAddress]:
+    async def sources(self, root: Cid) -> Sequence[Source]:
         self.asked += 1
-        return self.addresses
+        return [GatewaySource(address, LIMITS.timeouts) for address in self.addresses]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import trio
 
 from octonode.errors import NotFound
 from octonode.ipfs.cid import Cid
-from octonode.ipfs.layout import Leaf
+from octonode.ipfs.layout import Layout, Leaf
 from octonode.models.sources.source import Arrived, Lane
 
 
@@ -24,6 +24,10 @@ class FileSource:
     @property
     def name(self) -> str:
         return str(self._path)
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     @property
     def rank(self) -> int:
@@ -48,7 +52,7 @@ class _FileLane:
     async def block(self, cid: Cid) -> bytes:
         raise NotFound(f"{self._path} has leaves, not nodes")
 
-    async def have(self, root: Cid, leaf_count: int) -> int | None:
+    async def have(self, layout: Layout) -> int | None:
         return None
 
     async def leaves(self, file_root: Cid, leaves: Sequence[Leaf], arrived: Arrived) -> None:

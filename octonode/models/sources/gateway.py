@@ -15,7 +15,7 @@ from octonode.ipfs.gateway_client import (
     GatewayClient,
     Timeouts,
 )
-from octonode.ipfs.layout import Leaf
+from octonode.ipfs.layout import Layout, Leaf
 from octonode.models import bitmap
 from octonode.models.sources.source import Arrived, Lane
 
@@ -33,6 +33,10 @@ class GatewaySource:
     @property
     def name(self) -> str:
         return str(self.address)
+
+    @property
+    def label(self) -> str:
+        return f"gateway:{self.address.peer_id or self.address}"
 
     @property
     def rank(self) -> int:
@@ -57,8 +61,8 @@ class _GatewayLane:
     async def block(self, cid: Cid) -> bytes:
         return await self._client.block(cid)
 
-    async def have(self, root: Cid, leaf_count: int) -> int | None:
-        return bitmap.from_bytes(await self._client.have(root), leaf_count)
+    async def have(self, layout: Layout) -> int | None:
+        return bitmap.from_bytes(await self._client.have(layout.root), len(layout.leaves))
 
     async def leaves(self, file_root: Cid, leaves: Sequence[Leaf], arrived: Arrived) -> None:
         size = sum(leaf.size_bytes for leaf in leaves)

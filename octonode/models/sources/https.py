@@ -12,7 +12,7 @@ from octonode.ipfs.cid import Cid
 from octonode.ipfs.dagpb import BLOCK_BYTES_MAX
 from octonode.ipfs.gateway_client import Stalled
 from octonode.ipfs.gateway_query import RAW_TYPE, block_target
-from octonode.ipfs.layout import Leaf
+from octonode.ipfs.layout import Layout, Leaf
 from octonode.models.sources.source import Arrived, Lane
 
 LANES: Final = 4
@@ -31,6 +31,10 @@ class HttpsSource:
 
     @property
     def name(self) -> str:
+        return self._url
+
+    @property
+    def label(self) -> str:
         return self._url
 
     @property
@@ -56,7 +60,7 @@ class _HttpsLane:
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(timeout=self._timeout, follow_redirects=False, trust_env=False)
 
-    async def have(self, root: Cid, leaf_count: int) -> int | None:
+    async def have(self, layout: Layout) -> int | None:
         return None
 
     async def block(self, cid: Cid) -> bytes:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from octonode.ipfs.cid import Cid
-from octonode.ipfs.layout import Leaf
+from octonode.ipfs.layout import Layout, Leaf
 
 Arrived = Callable[[list[tuple[Leaf, memoryview]]], None]
-"""Called with leaves as they become whole, in order; the memory stays as it is until the lane's next call."""
+"""Called with leaves as they become whole, in order, and their blocks as the CID hashes them; the memory stays as it is
+until the lane's next call."""
 
 
 class Lane(Protocol):
@@ -19,7 +20,7 @@ class Lane(Protocol):
         """One block, not verified."""
         ...
 
-    async def have(self, root: Cid, leaf_count: int) -> int | None:
+    async def have(self, layout: Layout) -> int | None:
         """The set of leaves that can be had here (see models.bitmap); None: all of them."""
         ...
 
@@ -33,7 +34,12 @@ class Lane(Protocol):
 class Source(Protocol):
     @property
     def name(self) -> str:
-        """How it shows in progress and report, and what is banned: an address or a path."""
+        """What is banned when it lies: an address, a peer or a path. No two sources of a fetch have the same."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """How people see it: `gateway:<peer id>`, `bitswap:<peer id>`, a URL or a path."""
         ...
 
     @property
