@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -19,8 +19,10 @@ from octonode.ipfs.layout import DagWalk, Layout
 from octonode.models.fetching import BlockPeers, FetchLimits, FetchProgress, FetchReport, Progress, add_peers
 from octonode.models.held import HeldModel
 from octonode.models.manifest import ModelManifest
+from octonode.models.memory import FetchMemory
 from octonode.models.session import FetchSession
 from octonode.models.sources.source import Lane, Source
+from octonode.models.sources.store import held_elsewhere
 from octonode.models.store import DEFAULT_FILE_NAME, ModelStore
 from octonode.models.writing import LeafWriter
 
@@ -38,11 +40,18 @@ async def fetch(
     limits: FetchLimits | None = None,
     rng: random.Random | None = None,
     public: bool = True,
+    memory: FetchMemory | None = None,
+    priority: int = 0,
+    own: str = "",
+    prepared: Callable[[], Awaitable[None]] | None = None,
 ) -> FetchReport:
     """Fetch the model `root` into `store`, complete and verified when this returns.
 
-    `sources` are used from the start, the gateways that `peers` names as they appear. With a `manifest` its sizes and
-    roots are compared with the DAG before disk is taken. Raises NotFound (nobody is known to have it), Unreachable
+    `sources` are used from the start, those that `peers` names as they appear. With a `manifest` its sizes and
+    roots are compared with the DAG before disk is taken. `memory` is shared with other fetches, and of those that wait
+    for it the one with the highest `priority` goes on. `own` is our peer id: with it, and with others that fetch the
+    same model, each takes its share from those who have all (models.shares). `prepared` is awaited once the store has a
+    place for the model: from then on others can take from us what we have. Raises NotFound (nobody is known to have it), Unreachable
     (those who have it do not give it; what came is kept), VerificationFailed (what they give is wrong),
     VerificationFailed (root or manifest lie), OctonodeError DISK_FULL, ALREADY_RUNNING. Cancelling loses at most the
     group that was not synced.
@@ -66,9 +75,15 @@ async def fetch(
         check_against(layout, manifest)
     writer = await trio.to_thread.run_sync(LeafWriter, model)
     try:
+        if prepared is not None:
+            await prepared()
+        near = await trio.to_thread.run_sync(held_elsewhere, store, layout)
+        if near is not None:
+            known.insert(0, near)
         session = FetchSession(
-            layout, writer, limits=limits, rng=rng or random.Random(), progress=progress, banned=report.banned
-        )
+            layout, writer, limits=limits, rng=rng or random.Random(), progress=progress, banned=report.banned,
+            memory=memory or FetchMemory(), priority=priority, own=own,
+        )  # fmt: skip
         await session.run(known, peers)
         await trio.to_thread.run_sync(writer.finish)
     finally:

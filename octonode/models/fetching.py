@@ -46,6 +46,12 @@ class FetchLimits:
     """How often the network is asked for more holders."""
     read_bitmap_seconds: float = 3.0
     """How often a holder is asked what it has by now."""
+    idle_bitmap_seconds: float = 0.5
+    """The same while there is nothing to ask of it: it may be fetching too."""
+    settle_seconds: float = 0.5
+    """At most so long, at the start, the first leaves wait until everybody known has said what he has."""
+    patience_seconds: float = 5.0
+    """How long leaves are left to others who fetch the same model and bring none of them."""
     give_up_seconds: float = 60.0
     """Without a new byte."""
     nobody_seconds: float = 10.0

@@ -31,6 +31,9 @@ class FetchPlan:
         self._has: dict[Hashable, int] = {}
         self._cursor: dict[Hashable, int] = {}
         self._levels: list[int] = []
+        self._reserved = 0
+        self._near: set[Hashable] = set()
+        self._near_leaves = 0
         self._rng = rng
         held = bitmap.members(have & self._everything)
         self.done_bytes = sum(self._leaves[number].size_bytes for number in held)
@@ -44,12 +47,43 @@ class FetchPlan:
         """The set of leaves not yet verified."""
         return self._missing
 
-    def set_source(self, key: Hashable, has: int | None) -> None:
-        """A source and what it has (None: all). Called again when its bitmap was read again."""
+    def set_source(self, key: Hashable, has: int | None, *, near: bool = False) -> None:
+        """A source and what it has (None: all). Called again when its bitmap was read again.
+
+        `near`: it costs nobody anything, such as a file on this machine. What it has is asked of it alone, and nothing
+        of that is left to others.
+        """
         self._has[key] = self._everything if has is None else has & self._everything
+        if near:
+            self._near.add(key)
         if key not in self._cursor:
             self._cursor[key] = self._rng.randrange(max(1, len(self._leaves)))
         self._rank()
+
+    def holds(self, key: Hashable) -> int:
+        """What a source has said it has; nothing before it said so."""
+        return self._has.get(key, 0)
+
+    def has_said(self, key: Hashable) -> bool:
+        return key in self._has
+
+    def is_whole(self, key: Hashable) -> bool:
+        return self._has.get(key) == self._everything
+
+    def reserve(self, leaves: int) -> None:
+        """These are left to others who fetch the same model: sources that have everything are not asked for them."""
+        self._reserved = leaves
+
+    def waits_at(self, key: Hashable) -> bool:
+        """True when the source is idle for us only because all that it could give is reserved."""
+        free = self._free & self._has.get(key, 0)
+        return bool(free) and not self._askable(key, free)
+
+    def _askable(self, key: Hashable, leaves: int) -> int:
+        if key in self._near:
+            return leaves
+        leaves &= ~self._near_leaves
+        return leaves & ~self._reserved if self.is_whole(key) else leaves
 
     def drop_source(self, key: Hashable) -> None:
         """The source is gone; what was asked of it alone is free again."""
@@ -60,6 +94,9 @@ class FetchPlan:
 
     def _rank(self) -> None:
         """levels[k]: leaves that exactly k + 1 sources have."""
+        self._near_leaves = 0
+        for key in self._near & self._has.keys():
+            self._near_leaves |= self._has[key]
         at_least: list[int] = [0] * (len(self._has) + 1)
         for has in self._has.values():
             for k in range(len(at_least) - 2, 0, -1):
@@ -73,7 +110,7 @@ class FetchPlan:
 
     def next_run(self, key: Hashable, bytes_max: int) -> tuple[Leaf, ...]:
         """Consecutive leaves of one file to ask of `key` now, at least one whatever `bytes_max`; () for none."""
-        free = self._free & self._has[key]
+        free = self._askable(key, self._free & self._has[key])
         for level in self._levels:
             if rare := free & level:
                 return self._take(key, free, self._first(key, rare), bytes_max)
@@ -102,7 +139,7 @@ class FetchPlan:
         if len(self._asked) > ENDGAME_LEAVES or self._free:
             return ()
         for number, keys in self._asked.items():
-            if self._has[key] >> number & 1 and key not in keys and len(keys) < ASKED_AT_MOST:
+            if self._askable(key, self._has[key]) >> number & 1 and key not in keys and len(keys) < ASKED_AT_MOST:
                 keys.append(key)
                 return (self._leaves[number],)
         return ()

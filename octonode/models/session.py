@@ -15,7 +15,9 @@ import trio
 from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
 from octonode.ipfs.gateway_client import Stalled
 from octonode.ipfs.layout import Layout, Leaf
+from octonode.models.fellows import Fellows
 from octonode.models.fetching import BlockPeers, FetchLimits, FetchProgress, Progress, add_peers
+from octonode.models.memory import FetchMemory
 from octonode.models.plan import FetchPlan
 from octonode.models.receiving import BATCH_BYTES, Batch, Receiver
 from octonode.models.sources.source import Lane, Source
@@ -52,19 +54,28 @@ class FetchSession:
         rng: random.Random,
         progress: Progress | None,
         banned: dict[str, str],
+        memory: FetchMemory,
+        priority: int = 0,
+        own: str = "",
     ) -> None:
         self._layout = layout
         self._limits = limits
         self._progress = progress
         self._plan = FetchPlan(layout, writer.model.have_bits(), rng)
+        self._fellows = Fellows(self._plan, len(layout.leaves), own, limits.patience_seconds)
+        self._memory = memory
+        self._priority = priority
         self._receiver = Receiver(writer, self._verified, self._wrong, limits.sync_bytes)
         self._active: dict[str, _SourceState] = {}
         self._set_aside: dict[str, float] = {}
         self._banned = banned
         self._changed = trio.Event()
         self._last_byte_at = 0.0
+        self._settle_at = math.inf
         self._last_error = "nobody is known to have it"
+        self._labels: dict[str, str] = {}
         self.by_source: Counter[str] = Counter()
+        """Verified bytes by the label of the source."""
         self._speeds: dict[str, float] = {}
         self._measured: Counter[str] = Counter()
 
@@ -87,7 +98,10 @@ class FetchSession:
 
     async def _find_sources(self, sources: list[Source], peers: BlockPeers | None, nursery: trio.Nursery) -> None:
         """Start sources, ask for more of them, bring those set aside back after a while, and give up in the end."""
-        next_ask = 0.0
+        next_ask, pause = 0.0, self._limits.retry_seconds
+        with trio.move_on_after(self._limits.settle_seconds):  # who began a moment before us shares with us
+            await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
+        self._settle_at = trio.current_time() + self._limits.settle_seconds
         while True:
             now = trio.current_time()
             self._start_sources(sources, nursery, now)
@@ -95,7 +109,8 @@ class FetchSession:
             await trio.sleep(self._limits.retry_seconds)
             if peers is not None and trio.current_time() >= next_ask:
                 await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
-                pause = self._limits.ask_peers_seconds if self._active else 4 * self._limits.retry_seconds
+                longest = self._limits.ask_peers_seconds if self._active else 4 * self._limits.retry_seconds
+                pause = min(longest, 2 * pause)  # often at first: others may have begun just now
                 next_ask = trio.current_time() + pause
 
     def _give_up_in_time(self, sources: Sequence[Source], more_may_come: bool, quiet_seconds: float) -> None:
@@ -121,10 +136,25 @@ class FetchSession:
                 return
             if name in self._active or name in self._banned or self._set_aside.get(name, 0.0) > now:
                 continue
+            if self._has_better_way(source, sources, now):
+                continue
             nearer = (key for key, active in self._active.items() if active.source.rank < source.rank)
             if source.rank < LAST_RANK or not any(self._plan.can_help(key) for key in nearer):
                 self._active[name] = _SourceState(source, self._limits.window_bytes_start)
+                self._labels[name] = source.label
                 nursery.start_soon(self._run_source, self._active[name])
+
+    def _has_better_way(self, source: Source, sources: Sequence[Source], now: float) -> bool:
+        """True when the same peer is used another way, or may be: the first of its sources that works is the one."""
+        if source.peer_id is None:
+            return False
+        for other in sources:
+            if other is source:
+                return any(each.source.peer_id == source.peer_id for each in self._active.values())
+            usable = other.name not in self._banned and self._set_aside.get(other.name, 0.0) <= now
+            if other.peer_id == source.peer_id and usable:
+                return True
+        return False
 
     async def _run_source(self, state: _SourceState) -> None:
         """All lanes of one source, until it is banned or fails too often. Only a full disk and the like get out."""
@@ -137,6 +167,7 @@ class FetchSession:
         finally:
             self._active.pop(name, None)
             self._plan.drop_source(name)
+            self._fellows.gone(name)
             self._set_aside[name] = trio.current_time() + self._limits.ask_peers_seconds
             self._wake()
 
@@ -148,13 +179,17 @@ class FetchSession:
             while not self._plan.complete:
                 try:
                     if trio.current_time() - read_at >= self._limits.read_bitmap_seconds:
-                        has = await lane.have(self._layout)
-                        self._plan.set_source(name, has)
+                        await self._read_bitmap(state.source, lane)
                         read_at = trio.current_time()
+                    if not self._settled():
+                        await self._idle_at(name)
+                        continue
                     run = self._plan.next_run(name, max(1, state.window_bytes // state.source.lanes))
                     if not run:
-                        await self._wait_for_change()
+                        if await self._idle_at(name):
+                            read_at = -math.inf
                         continue
+                    self._fellows.works()
                     await self._take_run(state, lane, run)
                 except OctonodeError as error:
                     if not await self._failed(state, error):
@@ -163,6 +198,28 @@ class FetchSession:
         finally:
             lane.close()
             log.debug("lane %s ends", label)
+
+    def _settled(self) -> bool:
+        """Nobody is asked for leaves before all who are known at the start have said what they have, or had time to."""
+        if self._settle_at and (
+            trio.current_time() >= self._settle_at or all(self._plan.has_said(name) for name in self._active)
+        ):
+            self._settle_at = 0.0
+            self._wake()
+        return not self._settle_at
+
+    async def _read_bitmap(self, source: Source, lane: Lane) -> None:
+        self._plan.set_source(source.name, await lane.have(self._layout), near=source.rank == 0)
+        self._fellows.saw(source.name, source.peer_id or "")
+
+    async def _idle_at(self, name: str) -> bool:
+        """There is nothing to ask of this source now; True when it is time to read its bitmap again."""
+        if self._plan.waits_at(name):
+            self._fellows.waits(trio.current_time())
+        with trio.move_on_after(min(self._limits.idle_bitmap_seconds, self._limits.read_bitmap_seconds)):
+            await self._changed.wait()
+            return False
+        return not self._plan.is_whole(name)
 
     async def _wait_for_change(self) -> None:
         """Until something is free again, or it is time to read the bitmap again."""
@@ -175,7 +232,7 @@ class FetchSession:
         batches: list[Batch] = []
         gathered: list[tuple[Leaf, memoryview]] = []
         missing = {leaf.number for leaf in run}
-        started = trio.current_time()
+        started = -math.inf
 
         def hand_on() -> None:
             if gathered:
@@ -190,13 +247,18 @@ class FetchSession:
                 hand_on()
 
         try:
-            await lane.leaves(self._layout.files[run[0].file].root, run, arrived)
+            async with self._memory.take(sum(leaf.size_bytes for leaf in run), self._priority):
+                started = trio.current_time()
+                try:
+                    await lane.leaves(self._layout.files[run[0].file].root, run, arrived)
+                finally:
+                    hand_on()
+                    self._plan.give_back(name, missing)
+                    self._wake()
+                    for batch in batches:
+                        await batch.done.wait()
         finally:
-            hand_on()
             self._plan.give_back(name, missing)
-            self._wake()
-            for batch in batches:
-                await batch.done.wait()
         state.failures = 0
         if trio.current_time() - started < _FAST_SECONDS:
             state.window_bytes = min(self._limits.window_bytes_max, state.window_bytes * 2)
@@ -234,7 +296,7 @@ class FetchSession:
 
     def _verified(self, source: str, leaves: list[Leaf]) -> None:
         fresh = self._plan.verified(leaves)
-        self.by_source[source] += fresh
+        self.by_source[self._labels[source]] += fresh
         if fresh:
             self._last_byte_at = trio.current_time()
         self._wake()

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from octonode.errors import NotFound
+from octonode.ids import PeerId
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.layout import Layout, Leaf
 from octonode.models.sources.source import Arrived, Lane
@@ -28,6 +29,10 @@ class FileSource:
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def peer_id(self) -> PeerId | None:
+        return None
 
     @property
     def rank(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from octonode.errors import VerificationFailed
+from octonode.ids import PeerId
 from octonode.ipfs.car import Section
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.gateway_client import (
@@ -36,7 +37,11 @@ class GatewaySource:
 
     @property
     def label(self) -> str:
-        return f"gateway:{self.address.peer_id or self.address}"
+        return f"gateway:{self.address.peer_id}" if self.address.peer_id else self.name
+
+    @property
+    def peer_id(self) -> PeerId | None:
+        return self.address.peer_id
 
     @property
     def rank(self) -> int:

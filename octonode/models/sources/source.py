@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from octonode.ids import PeerId
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.layout import Layout, Leaf
 
@@ -40,6 +41,11 @@ class Source(Protocol):
     @property
     def label(self) -> str:
         """How people see it: `gateway:<peer id>`, `bitswap:<peer id>`, a URL or a path."""
+        ...
+
+    @property
+    def peer_id(self) -> PeerId | None:
+        """The peer behind it, where there is one: of its sources one is used at a time, the first that works."""
         ...
 
     @property
