@@ -100,7 +100,7 @@ class Stream(Generic[Item, Result]):
 
     def __enter__(self) -> Self:
         with _named_faults():
-            request = self._http.build_request(self._call.method, self._call.path, json=self._call.body)
+            request = self._http.build_request(self._call.method, self._call.path, **_sent(self._call))
             self._response = self._http.send(request, stream=True)
             if self._response.is_error:
                 self._response.read()
@@ -144,7 +144,7 @@ class Client:
     def do(self, call: Call[T]) -> T:
         """Any verb that answers at once, see `api.schema.Calls`."""
         with _named_faults():
-            return _decode(call, self._http.request(call.method, call.path, json=call.body))
+            return _decode(call, self._http.request(call.method, call.path, **_sent(call)))
 
     def node(self) -> NodeFacts:
         return self.do(Calls.node)
@@ -196,7 +196,11 @@ class Client:
 
     def job(self, verb: ModelVerb) -> Stream[ModelProgress, Job]:
         """Add, fetch, publish, serve or verify a model: a stream of progress; its `result` is a `Job`."""
-        return Stream(self._http, Calls.job(verb))
+        return self.stream(Calls.job(verb))
+
+    def stream(self, call: Call[Result]) -> Stream[Any, Result]:
+        """Any verb that streams its answer."""
+        return Stream(self._http, call)
 
     def _work(self, verb: ModelVerb, on_progress: OnProgress | None) -> ModelOutcome:
         with self.job(verb) as stream:
@@ -238,7 +242,7 @@ class AsyncStream(Generic[Item, Result]):
 
     async def __aenter__(self) -> Self:
         with _named_faults():
-            request = self._http.build_request(self._call.method, self._call.path, json=self._call.body)
+            request = self._http.build_request(self._call.method, self._call.path, **_sent(self._call))
             self._response = await self._http.send(request, stream=True)
             if self._response.is_error:
                 await self._response.aread()
@@ -278,7 +282,7 @@ class AsyncClient:
     async def do(self, call: Call[T]) -> T:
         """Any verb that answers at once, see `api.schema.Calls`."""
         with _named_faults():
-            return _decode(call, await self._http.request(call.method, call.path, json=call.body))
+            return _decode(call, await self._http.request(call.method, call.path, **_sent(call)))
 
     async def node(self) -> NodeFacts:
         return await self.do(Calls.node)
@@ -322,6 +326,10 @@ class AsyncClient:
     def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> AsyncStream[str, Answer]:
         return AsyncStream(self._http, Calls.chat(model, messages, options))
 
+    def stream(self, call: Call[Result]) -> AsyncStream[Any, Result]:
+        """Any verb whose answer is streamed."""
+        return AsyncStream(self._http, call)
+
     def job(self, verb: ModelVerb) -> AsyncStream[ModelProgress, Job]:
         return AsyncStream(self._http, Calls.job(verb))
 
@@ -347,6 +355,10 @@ def _settings(url: str, token: str) -> dict[str, Any]:
         "timeout": httpx.Timeout(SILENCE_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
         "trust_env": False,  # a proxy from the environment has no business between us and our own node
     }
+
+
+def _sent(call: Call[Any]) -> dict[str, Any]:
+    return {"json": call.body, "content": call.content, "headers": call.headers or None}
 
 
 def _decode(call: Call[T], response: httpx.Response) -> T:

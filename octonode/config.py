@@ -71,18 +71,71 @@ class GatewayConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BitswapConfig:
+    enabled: bool = True
+    """Give public blocks to every peer of the IPFS world that asks over bitswap, and fetch from such peers. What is
+    given counts within `gateway.upload_bytes_per_second_max`."""
+    window_bytes_max: int = 16 * MIB
+    """Asked of one peer and not yet here. Helia gives up somewhere above."""
+    wants_per_peer_max: int = 8192
+    """Of one peer that wait for an answer; those beyond are told that the block is not here."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelsConfig:
     serve: tuple[str, ...] = ()
-    """References of models to fetch, load and serve: publisher/name[@range], cid:..., file:/path."""
+    """References of models to fetch, load and serve: publisher/name[@range], cid:..., file:/path, hf:org/repo@commit.
+    Of a branch of a hub (hf:org/repo) what it means at each start."""
     gateways: tuple[str, ...] = ()
-    """HTTPS or HTTP gateways asked after the peers, for example `https://ipfs.example`."""
+    """HTTPS or HTTP gateways asked after the peers, for example `https://ipfs.example`, with or without `/ipfs/`. They
+    must be trustless ones that answer under /ipfs/: redirects are not followed."""
+    kubo_rpc: str = ""
+    """RPC of the Kubo node beside us, `http://127.0.0.1:5001`: asked for what no peer has, and the target of
+    `octonode models export kubo`. Empty: none."""
+    hub_endpoint: str = ""
+    """Where `hf:` models come from; empty: HF_ENDPOINT, else https://huggingface.co."""
+    hub_token: str = ""
+    """For gated and private repositories; empty: HF_TOKEN. It is sent to the hub alone."""
+    hub_patterns: tuple[str, ...] = ()
+    """Files taken of a hub's repository, such as `*.safetensors`; empty: what can be loaded and what stands beside it.
+    Pickles are never taken."""
+    ipfs_peers: tuple[str, ...] = ()
+    """Multiaddrs of IPFS nodes (Kubo, Helia) asked over bitswap, each ending in /p2p/<id>."""
+    fetches_at_once_max: int = 3
+    """Further fetches wait; the most urgent goes first."""
     disk_bytes_max: int = 0
     """Beyond it, models that others hold too go first, those unused for longest; pinned and served ones never.
     0: whatever the disk has."""
+    partial_days: float = 7.0
+    """Unfinished fetches and uploads that nobody went on with for so long are removed; 0: never."""
+    scrub_days: float = 30.0
+    """How often everything held is hashed again, in the background; 0: never."""
+    scrub_bytes_per_second: int = 20 * MIB
+    """How fast that reads; 0: not at all. `octonode models verify` reads as fast as it can."""
     trust: tuple[str, ...] = ()
     """Publishers trusted from the start (peer ids)."""
     trust_all: bool = False
     """Take manifests of unknown publishers without asking; for test networks."""
+    allow_unsigned: bool = False
+    """Take models that are known by their root alone, with no publisher's signature. They are shown as UNSIGNED."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    role: Literal["full", "storage"] = "full"
+    """`storage`: keeps models and serves their blocks, and runs no engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    allowed_peers: tuple[str, ...] = ()
+    """Peer ids that may pin models here (`octonode models pin MODEL --on US`), whatever the role. Nobody else may."""
+    bytes_max: int = 0
+    """Of all that peers pin; 0: whatever the disk has."""
+    bytes_per_peer_max: int = 0
+    """0: no bound for each of its own."""
+    days_max: int = 365
+    """A pin for longer is granted for so long, and may be renewed; 0: for as long as was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +193,26 @@ class LogConfig:
 @dataclass(frozen=True, slots=True)
 class Config:
     home: Path
+    node: NodeConfig = field(default_factory=NodeConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    bitswap: BitswapConfig = field(default_factory=BitswapConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     engines: EnginesConfig = field(default_factory=EnginesConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
 SECTIONS: dict[str, type] = {
+    "node": NodeConfig,
     "api": ApiConfig,
     "network": NetworkConfig,
     "gateway": GatewayConfig,
+    "bitswap": BitswapConfig,
     "models": ModelsConfig,
+    "storage": StorageConfig,
     "engines": EnginesConfig,
     "tasks": TasksConfig,
     "log": LogConfig,
@@ -266,7 +325,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return out
 
 
-ENVIRONMENT_NAMES = frozenset({"OCTONODE_HOME", "OCTONODE_TOKEN", "OCTONODE_TEST_MODEL"})
+ENVIRONMENT_NAMES = frozenset({"OCTONODE_HOME", "OCTONODE_TOKEN", "OCTONODE_URL", "OCTONODE_TEST_MODEL"})
 """Variables of ours that are not settings."""
 
 
@@ -279,7 +338,8 @@ def split_host_port(text: str, where: str) -> tuple[str, int]:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Nested plain values, for `config get` and for status; keys of the API are hidden."""
+    """Nested plain values, for `config get` and for status; keys and tokens are hidden."""
     values = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
     values["api"]["keys"] = ["***"] * len(config.api.keys)
+    values["models"]["hub_token"] = "***" if config.models.hub_token else ""
     return {"home": str(config.home), **values}

@@ -46,6 +46,16 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE TABLE known_values (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE pins (
+        root TEXT NOT NULL, asker TEXT NOT NULL, until_ms INTEGER NOT NULL, since_ms INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL, brought INTEGER NOT NULL, kept INTEGER NOT NULL, PRIMARY KEY (root, asker)
+    ) WITHOUT ROWID;
+    CREATE TABLE pin_manifests (root TEXT PRIMARY KEY, manifest BLOB NOT NULL);
+    CREATE TABLE pins_released (
+        root TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, since_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 """Numbered from 1 in `user_version`; each runs once, in order, in a transaction. A released one is never edited."""
 
@@ -186,10 +196,27 @@ class State:
             with database:
                 database.execute("INSERT OR REPLACE INTO known_values VALUES (?, ?)", (key, value))
 
+        await self._write_now(write)
+
+    async def _write_now(self, write: Callable[[sqlite3.Connection], None]) -> None:
         try:
             await self._in_thread(write)
         except sqlite3.Error as error:
             raise OctonodeError(f"{self._path} cannot be written: {error}; free disk space", code="DISK_FULL") from None
+
+    async def select(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a table that another room keeps here (`node.pin_table`). Raises OctonodeError."""
+        return await self._rows(query, values)
+
+    async def change(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        """All of `statements` or none, committed when this returns. Raises OctonodeError (DISK_FULL)."""
+
+        def write(database: sqlite3.Connection) -> None:
+            with database:
+                for statement, values in statements:
+                    database.execute(statement, values)
+
+        await self._write_now(write)
 
     async def _rows(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:

@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import vectors_agent
+import vectors_bitswap
 import vectors_documents
 import vectors_hello
 import vectors_models
+import vectors_names
+import vectors_needs
+import vectors_pins
 
 FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 
@@ -31,8 +35,12 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "hello": vectors_hello.hello,
     "fanout": vectors_hello.fanout,
     "join": vectors_hello.join,
+    "bitswap": vectors_bitswap.bitswap,
     "cid": vectors_models.cid,
     "manifest": vectors_models.manifest,
+    "name-record": vectors_names.names,
+    "needs": vectors_needs.needs,
+    "pin": vectors_pins.pin,
 }
 
 

@@ -11,7 +11,14 @@ from vectors_agent import ASKER, MODEL, NOW_MS, PROVIDER, STRANGER, TASK, counte
 
 from octonode.errors import OctonodeError
 from octonode.ids import ANNOUNCEMENT_DOMAIN, CHECKPOINT_DOMAIN, RECEIPT_DOMAIN, TRANSCRIPT_DOMAIN
-from octonode.protocol.announcement import Announcement, Holding, Serving, open_announcement, sign_announcement
+from octonode.protocol.announcement import (
+    Announcement,
+    Holding,
+    Serving,
+    StorageRoom,
+    open_announcement,
+    sign_announcement,
+)
 from octonode.protocol.exchange import Exchange
 from octonode.protocol.messages import TaskRequest
 from octonode.protocol.receipt import EngineFingerprint, Price, Receipt, Times, sign_receipt, verify_receipt
@@ -95,7 +102,14 @@ def announcements() -> dict[str, Announcement]:
         agent_version="octonode/0.1.0",
         trimmed=True,
     )
-    return {"least": least, "all fields": full, "leaving": replace(least, sequence=3, state="leaving")}
+    room = StorageRoom(total_bytes=10**12, used_bytes=5 * 10**9, free_bytes=995 * 10**9)
+    keeper = replace(least, sequence=4, role="storage", storage=room, holding=(Holding(root=MODEL),))
+    return {
+        "least": least,
+        "all fields": full,
+        "leaving": replace(least, sequence=3, state="leaving"),
+        "storage": keeper,
+    }
 
 
 def announcement() -> dict[str, Any]:

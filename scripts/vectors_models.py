@@ -14,11 +14,12 @@ from octonode.identity import NodeKey
 from octonode.ids import MANIFEST_DOMAIN
 from octonode.ipfs import car, dagcbor
 from octonode.ipfs.cid import CODEC_NAMES, Cid, CidError, dag_cbor_cid, dag_pb_cid, raw_cid
-from octonode.ipfs.unixfs import LEAF_BYTES, PROFILE, import_directory, import_stream, leaf_digests
+from octonode.ipfs.unixfs import LEAF_BYTES, PROFILE, PROFILES, Profile, import_directory, import_stream, leaf_digests
 from octonode.models.manifest import ModelFile, ModelManifest, Requirements, sign, verify
 
 SIZES = (0, 1, 300_000, LEAF_BYTES, LEAF_BYTES + 1, 3 * LEAF_BYTES + 5)
 BIG = (1 << 30, (1 << 30) + 1)
+PROFILE_SIZES = (0, 1, 1 << 18, (1 << 18) + 1, LEAF_BYTES + 1, 174 << 18, (174 << 18) + 1)
 PUBLISHER, WITNESS = NodeKey(bytes(range(32))), NodeKey(bytes(range(32, 64)))
 
 
@@ -64,6 +65,10 @@ def cid() -> dict[str, Any]:
             "i.to_bytes(4, 'little') + b[4:] for i in range(1025), cut to n",
             "roots": {str(size): leaf_digests(big_leaves(size)).root.text for size in BIG},
         },
+        "profiles": {
+            "content": "as of files",
+            "profiles": {name: _profile(profile) for name, profile in PROFILES.items()},
+        },
         "file_node": {"cid": node[0].text, "hex": node[1].hex()},
         "directory": {
             "files": {"b.gguf": raw_cid(b"b").text, "a/c.json": raw_cid(b"c").text},
@@ -72,6 +77,18 @@ def cid() -> dict[str, Any]:
         },
         "car": {"blocks": [cids[0].text, raw_cid(b"").text], "hex": archive.hex()},
     }
+
+
+def _profile(profile: Profile) -> dict[str, Any]:
+    """A profile, its roots, and where its leaves are wrapped the block of one and of a node over two."""
+    content = {size: random.Random(1).randbytes(size) for size in PROFILE_SIZES}
+    roots = {size: import_stream(io.BytesIO(data), profile=profile) for size, data in content.items()}
+    shown: dict[str, Any] = {**dataclasses.asdict(profile), "roots": {str(s): r.root.text for s, r in roots.items()}}
+    if not profile.raw_leaves:
+        node = roots[profile.leaf_bytes + 1].nodes[0]
+        shown["leaf"] = {"content": content[1].hex(), "hex": profile.leaf_form.block(content[1]).hex()}
+        shown["file_node"] = {"size": profile.leaf_bytes + 1, "cid": node[0].text, "hex": node[1].hex()}
+    return shown
 
 
 def _refuses(text: str) -> bool:

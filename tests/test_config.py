@@ -111,8 +111,11 @@ def test_what_is_no_host_and_port_is_told(text: str) -> None:
 
 
 def test_settings_are_shown_without_the_keys(home: Path) -> None:
-    shown = config.as_dict(load(home, '[api]\nkeys = ["secret-of-the-api", "admin:another"]\n'))
+    shown = config.as_dict(
+        load(home, '[api]\nkeys = ["secret-of-the-api", "admin:another"]\n[models]\nhub_token = "secret"\n')
+    )
     assert shown["api"]["keys"] == ["***", "***"]
+    assert shown["models"]["hub_token"] == "***"
     assert "secret" not in str(shown)
     assert shown["home"] == str(home)
 

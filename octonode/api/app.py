@@ -6,12 +6,13 @@ import json
 import secrets
 from typing import Any
 
+import trio
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octonode.api import health, native, openai
+from octonode.api import cache, fetches, fitting, health, native, openai, pins, uploads, versions
 from octonode.api.auth import Rules
 from octonode.api.body import BodyLimits, ClientGone
 from octonode.api.faults import name_fault
@@ -29,6 +30,12 @@ def make_app(ports: Ports, *, config: ApiConfig, token: str, metrics: CollectorR
     routes = [
         *health.routes(ports.node, metrics or CollectorRegistry()),
         *openai.routes(ports, limits),
+        *fetches.routes(ports, limits),
+        *cache.routes(ports, limits),
+        *versions.routes(ports, limits),
+        *fitting.routes(ports, limits),
+        *uploads.routes(ports, limits),
+        *pins.routes(ports, limits),
         *native.routes(ports, limits),
     ]
     return Faces(Router(routes, redirect_slashes=False), Rules(config, token))
@@ -46,9 +53,9 @@ class Faces:
             await send({"type": "websocket.close", "code": 1008})
             return
         assert scope["type"] == "http", "the server speaks HTTP and WebSocket"
-        answer = _Answer(send)
+        answer, request = _Answer(send), _Request(scope, receive)
         try:
-            await self._handle(scope, receive, answer)
+            await self._handle(scope, request.receive, answer)
         except ClientGone:
             return
         except Exception as fault:
@@ -56,7 +63,12 @@ class Faces:
             if answer.started:
                 raise  # the server cuts the connection: an answer that breaks off must not look whole
             status = fault.status_code if isinstance(fault, HTTPException) else error.row.http_status
-            await answer.json(status, error_body(error), {**error_headers(error), **headers})
+            if request.unread:
+                headers = {**headers, "connection": "close"}  # else the next request would meet the end of this one
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(request.drop)
+                await answer.json(status, error_body(error), {**error_headers(error), **headers})
+                nursery.cancel_scope.cancel()
 
     async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -74,6 +86,27 @@ class Faces:
         scope["octonode.request_id"] = answer.request_id
         scope["app"] = self  # makes Starlette's router raise HTTPException for 404 and 405
         await self._router(scope, receive, answer.send)
+
+
+class _Request:
+    """A request on its way in: knows whether something of its body was not read."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        names = {name for name, value in scope["headers"] if value != b"0"}
+        self.unread = bool(names & {b"content-length", b"transfer-encoding"})
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.unread = False
+        return message
+
+    async def drop(self) -> None:
+        """Read what is left of one that was refused: the server waits for us while its queue of body pieces is full,
+        and would never come to send the answer."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
 class _Answer:

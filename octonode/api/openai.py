@@ -212,6 +212,7 @@ class _Answering:
             first_token_ms=round(end.first_token_seconds * 1000, 3),
             seconds=round(end.seconds, 6),
             candidates=self._candidates,
+            manifest=self._model.manifest,
         )
 
 

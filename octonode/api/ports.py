@@ -7,7 +7,7 @@ any other exception is a bug and becomes a 500 that tells nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,9 +24,23 @@ from octonode.api.schema import (
     PeerFacts,
     Publisher,
     PublishModel,
+    RollbackModel,
     ServeModel,
+    UpdateModel,
     VerifyModel,
 )
+from octonode.api.schema.cache import Collected, CollectGarbage
+from octonode.api.schema.fetches import ChangeFetch, FetchFacts
+from octonode.api.schema.fitting import FitMatrix, InspectionFacts
+from octonode.api.schema.pins import PinList, PinModel, UnpinModel
+from octonode.api.schema.uploads import (
+    CreateUpload,
+    ExportToKubo,
+    FinishUpload,
+    UploadFacts,
+    UploadFileFacts,
+)
+from octonode.api.schema.versions import DeprecateModel, ImportedTrust, ImportTrust, NameFacts, OutdatedModel
 from octonode.ids import TaskId
 from octonode.tasks.asking import Ask, AskEvent, Candidate
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
@@ -83,6 +97,80 @@ class Models(Protocol):
         ...
 
 
+class Fetches(Protocol):
+    """The models that are being fetched."""
+
+    async def list(self) -> Sequence[FetchFacts]:
+        """The most urgent first."""
+        ...
+
+    async def change(self, asked: ChangeFetch) -> FetchFacts:
+        """As it is after the change. Raises MODEL_NOT_FOUND for what is not being fetched."""
+        ...
+
+
+class Cache(Protocol):
+    """The models on disk, as far as they may go."""
+
+    async def collect(self, asked: CollectGarbage) -> Collected:
+        """What went, or would go, and why the rest stays."""
+        ...
+
+
+class Versions(Protocol):
+    """Which versions of a model there are, and moving between them."""
+
+    async def outdated(self) -> Sequence[OutdatedModel]:
+        """Models here that are behind their publisher, or deprecated; asks the network, some seconds."""
+        ...
+
+    async def versions(self, reference: str) -> NameFacts:
+        """Raises MODEL_NOT_FOUND where nobody knows the name."""
+        ...
+
+    async def update(self, request: UpdateModel, report: Report) -> ModelOutcome: ...
+
+    async def roll_back(self, request: RollbackModel, report: Report) -> ModelOutcome:
+        """Raises MODEL_NOT_FOUND where no previous version is held."""
+        ...
+
+    async def deprecate(self, asked: DeprecateModel) -> NameFacts:
+        """Raises FORBIDDEN for another publisher's model."""
+        ...
+
+    async def import_trust(self, asked: ImportTrust) -> ImportedTrust:
+        """Raises BAD_REQUEST, and nothing of the list is taken."""
+        ...
+
+
+class Fitting(Protocol):
+    """What models need of a machine, and what their headers say."""
+
+    async def fit(self, reference: str, *, context_tokens: int, streams: int) -> FitMatrix:
+        """Of one model, or of all that are known here where `reference` is empty. Raises MODEL_NOT_FOUND."""
+        ...
+
+    async def inspect(self, reference: str) -> InspectionFacts:
+        """Raises MODEL_NOT_FOUND for what is not wholly here, FORMAT_REFUSED for what is never loaded."""
+        ...
+
+
+class Pins(Protocol):
+    """Models that are kept: here for others, and at other nodes for us. `on` is a peer id, empty for this node."""
+
+    async def list(self, on: str) -> PinList:
+        """Here everybody's pins, elsewhere our own. Raises FORBIDDEN where that node does not list us."""
+        ...
+
+    async def pin(self, request: PinModel, report: Report) -> PinList:
+        """Returns once it is kept. Raises FORBIDDEN, DISK_FULL, TOO_LARGE, and what a fetch raises."""
+        ...
+
+    async def unpin(self, request: UnpinModel) -> PinList:
+        """What still keeps it here."""
+        ...
+
+
 class Node(Protocol):
     """The node itself."""
 
@@ -128,10 +216,53 @@ class Records(Protocol):
     async def receipt(self, task: TaskId) -> StoredReceipt | None: ...
 
 
+class Uploads(Protocol):
+    """Models that come over the API, resumable. Every offset told is of bytes that are on disk for good."""
+
+    async def create(self, request: CreateUpload) -> UploadFacts:
+        """Raises BAD_REQUEST for what could never be finished, DISK_FULL, OVERLOADED when too many are open."""
+        ...
+
+    async def list(self) -> Sequence[UploadFacts]: ...
+
+    async def get(self, upload: str) -> UploadFacts:
+        """Raises NOT_FOUND."""
+        ...
+
+    async def write(
+        self, upload: str, path: str, pieces: AsyncGenerator[bytes, None], *, first_byte: int, total_bytes: int | None
+    ) -> UploadFileFacts:
+        """Takes the bytes of one file from `first_byte` on; a second writer of a file ends the first. Raises
+        BAD_SEQUENCE with `detail` {offset_bytes} for another place than the end, TOO_LARGE, DISK_FULL, and what
+        `pieces` raises: what came before it is kept."""
+        ...
+
+    async def finish(self, upload: str, request: FinishUpload, report: Report) -> ModelOutcome:
+        """Import it as a model, as `Models.add`. Raises BAD_REQUEST while bytes are missing."""
+        ...
+
+    async def abort(self, upload: str) -> UploadFacts:
+        """What is gone."""
+        ...
+
+
+class Bridges(Protocol):
+    """Handing models to programs beside us."""
+
+    async def export_to_kubo(self, asked: ExportToKubo, report: Report) -> ModelOutcome: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     asking: Asking
     models: Models
+    fetches: Fetches
+    cache: Cache
+    fitting: Fitting
     node: Node
     peers: Peers
     records: Records
+    versions: Versions
+    pins: Pins
+    uploads: Uploads
+    bridges: Bridges

@@ -49,6 +49,9 @@ def run(
     temperature: Temperature = None,
     seed: Seed = None,
     trust: Annotated[bool, typer.Option("--trust", help="Trust the publisher without asking.")] = False,
+    allow_unsigned: Annotated[
+        bool, typer.Option("--allow-unsigned", help="Load a bare root CID here that no publisher signed for.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a model and stream the answer. Served by a peer if one serves it, else fetched and loaded here.
@@ -59,7 +62,7 @@ def run(
     check_file(model)
     with a_node() as (client, temporary):
         served = model if peer else _served(client, model)
-        reference = served or _load(client, model, trust=trust, quiet=as_json)
+        reference = served or _load(client, model, trust=trust, allow_unsigned=allow_unsigned, quiet=as_json)
         if explain:
             _explain(client, reference, peer, as_json=as_json)
             return
@@ -123,7 +126,8 @@ def _show_facts(answer: Answer) -> None:
         return
     who = "this node" if facts.local else facts.provider
     proof = "receipt verified" if facts.verified else f"receipt NOT verified: {facts.reason}"
-    print(f"-- {who}, {answer.tokens_out} tokens in {facts.seconds:.1f} s, {proof}", file=sys.stderr)
+    unsigned = "" if facts.manifest else ", model UNSIGNED"
+    print(f"-- {who}, {answer.tokens_out} tokens in {facts.seconds:.1f} s, {proof}{unsigned}", file=sys.stderr)
 
 
 def _explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
@@ -141,7 +145,7 @@ def _served(client: Client, model: str) -> str:
     return model if not Path(model).is_file() and client.model(model).servers else ""
 
 
-def _load(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
+def _load(client: Client, model: str, *, trust: bool, allow_unsigned: bool, quiet: bool) -> str:
     """Serve a file, or a model that nobody serves, from this node; the reference to ask for."""
     from octonode.api.schema import ServeModel
 
@@ -152,7 +156,8 @@ def _load(client: Client, model: str, *, trust: bool, quiet: bool) -> str:
     title = f"load {model.rpartition('/')[2]}"
 
     def act(trusted: bool) -> ModelOutcome:
-        return perform(client, ServeModel(reference=model, trust=trusted), title, quiet=quiet)
+        request = ServeModel(reference=model, trust=trusted, allow_unsigned=allow_unsigned)
+        return perform(client, request, title, quiet=quiet)
 
     return trusting(act, trust=trust, quiet=quiet).model.reference
 
@@ -195,6 +200,7 @@ def send(
         f"task      {facts.task}",
         f"provider  {facts.provider}{' (this node)' if facts.local else ''}",
         f"tokens    {answer.tokens_in} in, {answer.tokens_out} out",
+        f"model     {facts.manifest or f'cid:{facts.model_root} UNSIGNED'}",
         f"receipt   {proof}{f', saved in {out}' if out else ''}",
         "",
         shown(answer.text),

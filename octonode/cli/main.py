@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from octonode.cli import ask, configuration, demo, models, network, node, testnet
+from octonode.cli import (
+    ask,
+    configuration,
+    demo,
+    models,
+    models_cache,
+    models_fetches,
+    models_fit,
+    models_pins,
+    models_trust,
+    models_upload,
+    models_versions,
+    network,
+    node,
+    testnet,
+)
 from octonode.errors import OctonodeError
 
 app = typer.Typer(
@@ -19,6 +34,13 @@ app = typer.Typer(
 )
 for group in (node, network, ask, testnet, demo):
     group.register(app)
+models_fetches.register()
+models_cache.register()
+models_fit.register()
+models_pins.register()
+models_trust.register()
+models_versions.register()
+models_upload.register()
 app.add_typer(models.app, name="models")
 app.add_typer(ask.task_app, name="task")
 app.add_typer(configuration.app, name="config")

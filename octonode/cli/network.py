@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from octonode import config as settings
-from octonode.cli.output import JsonFlag, emit, table
+from octonode.cli.output import JsonFlag, emit, size, table
 from octonode.errors import ExitCode, OctonodeError
+
+if TYPE_CHECKING:
+    from octonode.api.schema import PeerFacts
 
 
 def register(app: typer.Typer) -> None:
@@ -46,11 +49,16 @@ def peers(as_json: JsonFlag = False) -> None:
             "yes" if each.connected else "no",
             each.tier or "?",
             each.state or "?",
-            ", ".join(each.serving) or "-",
+            ", ".join(each.serving) or (f"storage: {size(each.storage_free_bytes)} free" if keeps(each) else "-"),
         )
         for each in found
     ]
     emit({"peers": to_json(found)}, as_json=as_json, text=table(("PEER", "CONNECTED", "TIER", "STATE", "SERVES"), rows))
+
+
+def keeps(peer: PeerFacts) -> bool:
+    """Whether it keeps models for those it lists."""
+    return peer.role == "storage" or peer.storage_free_bytes > 0
 
 
 def doctor(as_json: JsonFlag = False) -> None:

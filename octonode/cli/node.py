@@ -7,14 +7,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octonode import config as settings
 from octonode.cli.output import JsonFlag, emit, size
 from octonode.errors import OctonodeError
+
+if TYPE_CHECKING:
+    from octonode.api.schema.facts import StorageFacts
 
 STOP_TIMEOUT_SECONDS = 30.0
 
@@ -38,18 +41,30 @@ def start(
     engine: Annotated[
         str | None, typer.Option(help="Engine adapter; by the format of the model when left out.")
     ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="full, or storage: keep models and serve their blocks, run no engine.")
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Take tasks from anybody.")] = False,
     trust: Annotated[list[str] | None, typer.Option(help="Trust this publisher (peer id). Repeatable.")] = None,
     trust_all: Annotated[bool, typer.Option("--trust-all", help="Trust every publisher; for test networks.")] = False,
+    allow_unsigned: Annotated[
+        bool, typer.Option("--allow-unsigned", help="Take models by a bare root that no publisher signed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One line when ready, then events as NDJSON.")] = False,
 ) -> None:
     """Start the node and stay until Ctrl-C. No config is needed."""
     config = settings.load(
         flags={
+            "node": {"role": role},
             "api": {"listen": api},
             "network": {"listen": p2p, "bootstrap": bootstrap or None, "access": "open" if public else None},
             "gateway": {"listen": gateway},
-            "models": {"serve": model or None, "trust": trust or None, "trust_all": trust_all or None},
+            "models": {
+                "serve": model or None,
+                "trust": trust or None,
+                "trust_all": trust_all or None,
+                "allow_unsigned": allow_unsigned or None,
+            },
             "engines": {"default": engine},
         }
     )
@@ -76,15 +91,19 @@ def _show_ready_json(facts: Mapping[str, Any]) -> None:
 
 
 def _show_ready(facts: Mapping[str, Any]) -> None:
+    keeps = facts["role"] == "storage"
+    ask = (
+        f"ask it:    curl {facts['api']}/v1/chat/completions -H 'content-type: application/json' "
+        '-d \'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}\''
+    )
     lines = [
-        f"octonode {facts['version']}  {facts['tier'] or 'new'} node",
+        f"octonode {facts['version']}  {facts['tier'] or 'new'} node{', keeps models and runs none' if keeps else ''}",
         f"  peer     {facts['peer_id']}",
         f"  API      {facts['api']}/v1",
         f"  gateway  {facts['gateway'] or 'off'}",
         f"  join     octonode join {facts['join']}",
         "",
-        f"ask it:    curl {facts['api']}/v1/chat/completions -H 'content-type: application/json' "
-        '-d \'{"model": "MODEL", "messages": [{"role": "user", "content": "Hello"}]}\'',
+        f"pin here:  octonode models pin MODEL --on {facts['peer_id']}" if keeps else ask,
         "models:    octonode models ls        why is nobody there: octonode doctor        stop: Ctrl-C",
     ]
     _say("\n".join(lines))
@@ -140,17 +159,27 @@ def status(as_json: JsonFlag = False) -> None:
     with Client.from_home(settings.home_from(os.environ)) as client:
         facts = client.node()
     lines = [
-        f"{facts.state}  {facts.tier} node  {facts.peer_id}",
+        f"{facts.state}  {facts.tier} {'storage ' if facts.role == 'storage' else ''}node  {facts.peer_id}",
         f"API {facts.api}  gateway {facts.gateway or 'off'}  pid {facts.pid}  up {_age(facts.started_at_ms)}",
         f"peers {facts.peers_connected} connected, {facts.peers_known} known  access {facts.access}  "
         f"muxer {facts.muxer}",
-        f"engines {', '.join(facts.engines) or 'none'}",
-        f"serving {', '.join(facts.serving) or 'nothing'}",
+        f"engines {', '.join(facts.engines) or ('none: it keeps models' if facts.role == 'storage' else 'none')}",
+        *([f"storage {_room(facts.storage)}"] if facts.storage else []),
+        f"serving {', '.join(_marked(each, facts.unsigned) for each in facts.serving) or 'nothing'}",
         f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, "
         f"{facts.tasks.completed} completed, {facts.tasks.failed} failed",
         *(f"degraded: {each.part}: {each.reason}" for each in facts.degraded),
     ]
     emit(to_json(facts), as_json=as_json, text="\n".join(lines))
+
+
+def _marked(reference: str, unsigned: Collection[str]) -> str:
+    return f"{reference} (UNSIGNED)" if reference in unsigned else reference
+
+
+def _room(room: StorageFacts) -> str:
+    used = f"{size(room.used_bytes)} of {size(room.total_bytes)} used, {size(room.free_bytes)} free"
+    return f"{room.pins} pins, {used}; see octonode models pins"
 
 
 def _age(since_ms: int) -> str:

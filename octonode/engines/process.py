@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -63,8 +63,9 @@ def worker_environment(environ: Mapping[str, str], directory: Path, threads: int
 class WorkerProcess:
     """A started worker. The owner runs `run_output` beside, then awaits `finish`, which reaps it."""
 
-    def __init__(self, *, python: str, directory: Path, threads: int, name: str) -> None:
-        """Starts it. Raises OSError when the interpreter or the directory cannot be used.
+    def __init__(self, *, python: str, directory: Path, threads: int, name: str, inherited: Sequence[int] = ()) -> None:
+        """Starts it. Raises OSError when the interpreter or the directory cannot be used. It has the descriptors in
+        `inherited` open until its end.
 
         Started from this very thread on purpose (under a millisecond: Python uses vfork): the worker asks the kernel
         to die with its parent, which means the *thread* that started it, and trio.lowlevel.open_process starts from a
@@ -84,7 +85,7 @@ class WorkerProcess:
                 stderr=subprocess.PIPE,
                 cwd=directory,
                 env=worker_environment(os.environ, directory, threads),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherited],
                 process_group=0,
             )
         except BaseException:

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import resource
 import struct
 import sys
@@ -23,6 +24,8 @@ from pathlib import Path
 from octonode.engines import seccomp
 
 OPEN_FILES_MAX = 4096
+SPLIT_FILES_MAX = 1000
+"""Files of one model that llama.cpp opens one after the other."""
 FILE_BYTES_MAX = 1 << 30
 """The largest file a worker may write, in its own temporary directory (GPU kernels are cached there)."""
 
@@ -82,8 +85,15 @@ def access_for(model_path: Path | None, temporary_directory: Path) -> Access:
     read = [*_SYSTEM_READ, *(_GPU_READ if gpus else ()), sys.prefix, sys.base_prefix, str(package)]
     read += [path for path in sys.path if path and os.path.isdir(path) and "site-packages" in path]
     if model_path is not None:
-        read.append(str(model_path))
+        read += [str(model_path), *_other_parts(model_path)]
     return Access(tuple(dict.fromkeys(read)), (str(temporary_directory),), ("/dev/null", *gpus))
+
+
+def _other_parts(model_path: Path) -> list[str]:
+    """Of a GGUF in several files, which llama.cpp finds beside the first: `NAME-00002-of-00003.gguf`, and so on."""
+    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", model_path.name)
+    files = min(int(match[2]), SPLIT_FILES_MAX) if match else 0
+    return [str(model_path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf")) for n in range(2, files + 1) if match]
 
 
 def limit_resources() -> str:

@@ -16,6 +16,7 @@ import trio
 from octonode.config import EnginesConfig
 from octonode.engines.calls import again
 from octonode.engines.contract import Engine, EngineFacts, LoadRequest
+from octonode.engines.files import Lease, ModelFiles
 from octonode.engines.link import WorkerLink, lasting
 from octonode.engines.plan import (
     Action,
@@ -78,9 +79,18 @@ def policy_from(settings: EnginesConfig) -> Policy:
 class Supervisor:
     """Starts and keeps the workers of the desired models. Constructor without I/O; `run` owns every process."""
 
-    def __init__(self, settings: EnginesConfig, *, directory: Path, policy: Policy | None = None) -> None:
-        """`directory` becomes the workers' private temporary directories and is emptied by `run`."""
+    def __init__(
+        self,
+        settings: EnginesConfig,
+        *,
+        directory: Path,
+        policy: Policy | None = None,
+        files: ModelFiles | None = None,
+    ) -> None:
+        """`directory` becomes the workers' private temporary directories and is emptied by `run`. What is lent by
+        `files` to a worker is given back at its end."""
         self._settings = settings
+        self._files = files
         self._directory = directory
         self._policy = policy or policy_from(settings)
         self._desired: dict[str, LoadRequest] = {}
@@ -146,25 +156,37 @@ class Supervisor:
 
     def _start(self, root: str, request: LoadRequest, nursery: trio.Nursery) -> None:
         try:
+            lease = self._files.lease(root, f"engine {request.engine}") if self._files is not None else None
+        except OctonodeError as error:
+            self._note_failure(root, request, error)
+            return
+        try:
             process = WorkerProcess(
                 python=self._settings.python,
                 directory=self._directory / str(next(self._numbers)),
                 threads=request.threads,
                 name=root,
+                inherited=[lease.descriptor] if lease is not None and lease.descriptor >= 0 else (),
             )
         except OSError as error:
+            if lease is not None:
+                lease.close()
             text = f"a worker cannot be started: {error}; check engines.python and the disk"
             self._note_failure(root, request, OctonodeError(text, code="ENGINE_FAILED"))
             return
+        if lease is not None:
+            lease.hand_to(process.pid)
         link = WorkerLink(root, request, process, sandbox=self._settings.sandbox, on_change=self._note_change_and_wake)
         self._links[root] = link
-        nursery.start_soon(self._attend, link)
+        nursery.start_soon(self._attend, link, lease)
 
-    async def _attend(self, link: WorkerLink) -> None:
+    async def _attend(self, link: WorkerLink, lease: Lease | None) -> None:
         try:
             error = await link.run()
         finally:
             del self._links[link.root]
+            if lease is not None:
+                lease.close()
         if not link.unloaded:
             self._note_failure(link.root, link.request, error)
         self._note_change_and_wake()

@@ -208,11 +208,21 @@ class FileNode:
 
 
 @dataclass(frozen=True, slots=True)
+class LeafNode:
+    """A leaf of a file that is wrapped in dag-pb and UnixFS."""
+
+    kind: int
+    """UNIXFS_FILE or UNIXFS_RAW."""
+    size_bytes: int
+    """Bytes of the file in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DirectoryNode:
     entries: tuple[Link, ...]
 
 
-def interpret(block: bytes | bytearray | memoryview) -> FileNode | DirectoryNode:
+def interpret(block: bytes | bytearray | memoryview) -> FileNode | LeafNode | DirectoryNode:
     """What a verified dag-pb block of a model says. Raises RemoteProtocolError for shapes that models do not have."""
     node = decode_node(block)
     unixfs = decode_unixfs(node.data)
@@ -221,19 +231,30 @@ def interpret(block: bytes | bytearray | memoryview) -> FileNode | DirectoryNode
         if len(set(names)) != len(names) or any(not _good_name(name) for name in names):
             raise RemoteProtocolError("a directory has an entry twice, or with a name that is not a file name")
         return DirectoryNode(node.links)
+    if unixfs.kind in (UNIXFS_FILE, UNIXFS_RAW) and not node.links:
+        return _leaf(block, unixfs)
     if unixfs.kind != UNIXFS_FILE:
         raise RemoteProtocolError("symbolic links, metadata and sharded directories are not read", code="UNSUPPORTED")
-    if unixfs.data or not node.links:
-        raise RemoteProtocolError(
-            "the file is split into dag-pb leaves (an old default); ask its publisher for raw leaves",
-            code="UNSUPPORTED",
-        )
+    if unixfs.data:
+        raise RemoteProtocolError("a file node has both children and bytes of its own", code="UNSUPPORTED")
     if len(unixfs.block_sizes) != len(node.links) or sum(unixfs.block_sizes) != unixfs.size_bytes:
         raise RemoteProtocolError("the sizes in a file node do not add up")
     if 0 in unixfs.block_sizes or any(link.name for link in node.links):
         raise RemoteProtocolError("a file node has an empty or a named child")
     children = tuple((link.cid, size) for link, size in zip(node.links, unixfs.block_sizes, strict=True))
     return FileNode(unixfs.size_bytes, children)
+
+
+def _leaf(block: bytes | bytearray | memoryview, unixfs: UnixFs) -> LeafNode:
+    """Raises RemoteProtocolError when it could not be made again, to the byte, from the file's own bytes."""
+    size = len(unixfs.data)
+    if encode_node([], encode_unixfs(UnixFs(unixfs.kind, unixfs.data, size, has_size=True))) != block:
+        raise RemoteProtocolError(
+            "a leaf is not written as Kubo and Helia write it (its size is wrong, or it carries a mode or a time); ask "
+            "its publisher to add the file again without them",
+            code="UNSUPPORTED",
+        )
+    return LeafNode(unixfs.kind, size)
 
 
 def _good_name(name: str) -> bool:

@@ -51,7 +51,7 @@ class Timeouts:
     stall_seconds: float = 5.0
     """Without a single byte while a body is due."""
     bytes_per_second_min: int = 16 * 1024
-    """Below this over a whole response it counts as stalled."""
+    """Below this over a response so far it counts as stalled."""
 
 
 class Stalled(Unreachable):
@@ -103,9 +103,9 @@ class GatewayClient:
             length = await self._request(run_target(root, first_byte, last_byte), len(buffer))
             cursor = CarCursor(buffer)
             view, filled = memoryview(buffer), 0
-            deadline = trio.current_time() + self._timeouts.stall_seconds + length / self._timeouts.bytes_per_second_min
+            started = trio.current_time()
             while filled < length:
-                filled += await self._receive_into(view[filled:length], deadline)
+                filled += await self._receive_into(view[filled:length], self._due(started, filled))
                 sections = cursor.advance(filled)
                 if sections:
                     on_sections(sections)
@@ -129,9 +129,13 @@ class GatewayClient:
 
     async def _fill(self, buffer: bytearray) -> None:
         view, filled = memoryview(buffer), 0
-        deadline = trio.current_time() + self._timeouts.stall_seconds + len(view) / self._timeouts.bytes_per_second_min
+        started = trio.current_time()
         while filled < len(view):
-            filled += await self._receive_into(view[filled:], deadline)
+            filled += await self._receive_into(view[filled:], self._due(started, filled))
+
+    def _due(self, started: float, filled: int) -> float:
+        """When the next bytes must be here: a slow drip never gets more time than what it brought is worth."""
+        return started + self._timeouts.stall_seconds + filled / self._timeouts.bytes_per_second_min
 
     async def _receive_into(self, view: memoryview, deadline: float) -> int:
         if self._early:

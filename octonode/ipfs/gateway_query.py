@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from octonode.ipfs.cid import Cid, CidError
 
@@ -12,14 +13,22 @@ BLOCKS_PREFIX: Final = "/octonode/v1/blocks/"
 IPFS_PREFIX: Final = "/ipfs/"
 RAW_TYPE: Final = "application/vnd.ipld.raw"
 CAR_TYPE: Final = "application/vnd.ipld.car"
+FILE_TYPE: Final = "application/octet-stream"
 TARGET_CHARACTERS_MAX: Final = 2048
+PATH_STEPS_MAX: Final = 32
 _PARAMETERS_MAX: Final = 16
+_ACCEPTS_MAX: Final = 32
+"""Types of one Accept that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayQuery:
-    kind: Literal["raw", "car", "have"]
+    kind: Literal["raw", "car", "file", "have"]
     cid: Cid
+    path: tuple[str, ...] = ()
+    """Names below the root, of a file alone."""
+    negotiated: bool = False
+    """The kind was chosen by Accept: a cache must keep the others apart."""
     first_byte: int = 0
     last_byte: int | None = None
     """Inclusive, as in IPIP-402; None: to the end."""
@@ -32,10 +41,11 @@ class GatewayQuery:
 class BadQuery(ValueError):
     """A request this gateway does not answer; `status` and the text go back to the asker."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.headers = headers
 
 
 def parse_target(target: str, accept: str = "") -> GatewayQuery:
@@ -56,11 +66,23 @@ def parse_target(target: str, accept: str = "") -> GatewayQuery:
             raise BadQuery(404, f"there is only {BLOCKS_PREFIX}{{root}}/have")
         return GatewayQuery("have", _cid(root))
     if not parts.path.startswith(IPFS_PREFIX):
-        raise BadQuery(404, f"this is a block gateway: ask for {IPFS_PREFIX}{{cid}}?format=raw or format=car")
-    text = parts.path.removeprefix(IPFS_PREFIX)
-    if "/" in text:
-        raise BadQuery(400, "paths below a CID are not resolved here; ask for each block or file by its own CID")
-    return _block_query(_cid(text), parameters, accept)
+        raise BadQuery(404, f"this is a block gateway: ask for {IPFS_PREFIX}{{cid}}, with ?format=raw or format=car")
+    text, slash, below = parts.path.removeprefix(IPFS_PREFIX).partition("/")
+    return _content_query(_cid(text), _path(below) if slash else (), parameters, accept)
+
+
+def _path(text: str) -> tuple[str, ...]:
+    """The names in a path below a root; an empty last one stands for a directory."""
+    try:
+        steps = tuple(unquote(step, errors="strict") for step in text.split("/"))
+    except UnicodeDecodeError:
+        raise BadQuery(400, "the path is not UTF-8") from None
+    if len(steps) > PATH_STEPS_MAX:
+        raise BadQuery(400, f"a path has at most {PATH_STEPS_MAX} steps")
+    named = (*steps[:-1], steps[-1] or "-")
+    if any(step in ("", ".", "..") or "/" in step or not step.isprintable() for step in named):
+        raise BadQuery(400, "a path is made of file names")
+    return steps
 
 
 def _cid(text: str) -> Cid:
@@ -70,21 +92,61 @@ def _cid(text: str) -> Cid:
         raise BadQuery(400, error.message) from None
 
 
-def _block_query(cid: Cid, parameters: dict[str, str], accept: str) -> GatewayQuery:
-    wanted = parameters.get("format") or {RAW_TYPE: "raw", CAR_TYPE: "car"}.get(accept.partition(";")[0].strip(), "")
+def _content_query(cid: Cid, path: tuple[str, ...], parameters: dict[str, str], accept: str) -> GatewayQuery:
+    wanted, negotiated = parameters.get("format", ""), "format" not in parameters
+    if not wanted:
+        wanted, negotiated = _accepted(accept), True
+    if wanted == "file":
+        return GatewayQuery("file", cid, path, negotiated)
+    if wanted not in ("raw", "car"):
+        raise BadQuery(400, "say format=raw, format=car, or none for the bytes of a file")
+    if path:
+        raise BadQuery(400, "below a path there are only files here; ask for a block by its own CID")
     if wanted == "raw":
-        return GatewayQuery("raw", cid)
-    if wanted != "car":
-        raise BadQuery(400, "say format=raw or format=car; this gateway serves blocks, not web pages")
+        return GatewayQuery("raw", cid, (), negotiated)
+    return _car_query(cid, parameters, negotiated)
+
+
+def _car_query(cid: Cid, parameters: dict[str, str], negotiated: bool) -> GatewayQuery:
     scope = parameters.get("dag-scope", "all")
     if scope == "block":
-        return GatewayQuery("car", cid, whole_block=True)
+        return GatewayQuery("car", cid, (), negotiated, whole_block=True)
     if scope not in ("all", "entity"):
         raise BadQuery(400, "dag-scope is one of block, entity, all")
     first, last = 0, None
     if "entity-bytes" in parameters:
         first, last = _entity_bytes(parameters["entity-bytes"])
-    return GatewayQuery("car", cid, first, last, nodes=parameters.get("nodes", "y") != "n")
+    return GatewayQuery("car", cid, (), negotiated, first, last, nodes=parameters.get("nodes", "y") != "n")
+
+
+def _accepted(accept: str) -> str:
+    """`raw`, `car` or `file`: what an Accept header likes best. Raises BadQuery (406) when it takes none of them."""
+    liked: list[tuple[float, str]] = []
+    for item in accept.split(",")[:_ACCEPTS_MAX]:
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        if name:
+            liked.append((_quality(parameters), name))
+    for quality, name in sorted(liked, key=lambda each: -each[0]):
+        if quality > 0:
+            found = _KINDS.get(name, "" if name.startswith("application/vnd.ipld.") else "file")
+            if found:
+                return found
+    if liked:
+        raise BadQuery(406, f"there are {RAW_TYPE}, {CAR_TYPE} and {FILE_TYPE} here")
+    return "file"
+
+
+_KINDS: Final = {RAW_TYPE: "raw", CAR_TYPE: "car"}
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
 
 
 def _entity_bytes(text: str) -> tuple[int, int | None]:

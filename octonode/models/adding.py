@@ -1,4 +1,4 @@
-"""Turning files of the user into a layout and the fields of a manifest: sniff, hash, describe."""
+"""Turning files of the user into a layout and the fields of a manifest: inspect, hash, describe."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Final
 from octonode.errors import NotFound, OctonodeError
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.layout import FileLayout, Layout, Leaf
-from octonode.ipfs.unixfs import LEAF_BYTES, ImportResult, Progress, import_directory, import_file
-from octonode.models.formats import FormatInfo, FormatRefused, sniff
+from octonode.ipfs.unixfs import UNIXFS_V1_2025, ImportResult, Profile, Progress, import_directory, import_file
+from octonode.models.formats import FormatInfo, FormatRefused
+from octonode.models.headers import sides
+from octonode.models.inspecting import inspect_paths
 from octonode.models.manifest import FILES_MAX, ModelFile, safe_path
 
-_SIDE_FILE_BYTES_MAX: Final = 256 * 1024 * 1024
-_SIDE_SUFFIXES: Final = (".json", ".txt", ".md", ".model", ".jinja", ".yaml", ".yml", ".tiktoken", ".proto")
+SIDE_SUFFIXES: Final = sides.SUFFIXES
+"""Of files that may stand beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +54,37 @@ def collect(path: Path) -> list[tuple[str, Path]]:
     return sorted(found, key=lambda pair: pair[0].encode())
 
 
-def describe(path: Path, progress: Progress | None = None) -> Described:
-    """Sniff and hash the file or directory at `path`; nothing is stored. Raises NotFound, FormatRefused."""
+def describe(
+    path: Path, progress: Progress | None = None, profile: Profile = UNIXFS_V1_2025, *, vouched: bool = False
+) -> Described:
+    """Inspect and hash the file or directory at `path`; nothing is stored. Raises NotFound, FormatRefused.
+
+    `vouched`: the user says that it is theirs, which TensorRT engines need.
+    """
     items = collect(path)
-    infos = [_sniff(item, alone=len(items) == 1) for _, item in items]
-    models = [info for info in infos if info is not None]
-    if not models:
-        raise FormatRefused(f"{path} has no GGUF, SafeTensors or ONNX file in it")
+    try:
+        info = inspect_paths(items, signed=vouched)
+    except FormatRefused as refused:
+        reason = refused.message.removeprefix(f"{items[0][0]}: ") if len(items) == 1 else refused.message
+        raise FormatRefused(f"{path}: {reason}", detail=refused.detail) from None
     total = sum(item.stat().st_size for _, item in items)
     imported: list[ImportResult] = []
     files: list[ModelFile] = []
-    for (name, item), info in zip(items, infos, strict=True):
+    for name, item in items:
         before = sum(result.size_bytes for result in imported)
-        result, digest = _hash(item, _shifted(progress, before, total))
+        result, digest = _hash(item, _shifted(progress, before, total), profile)
         imported.append(result)
-        files.append(ModelFile(name, result.size_bytes, result.root, digest, info.format if info else "other"))
+        files.append(ModelFile(name, result.size_bytes, result.root.v1, digest, info.files[name]))
     layout = _layout([name for name, _ in items], imported)
-    return Described(layout, tuple(item for _, item in items), tuple(files), models[0])
+    return Described(layout, tuple(item for _, item in items), tuple(files), info)
 
 
-def _sniff(path: Path, *, alone: bool) -> FormatInfo | None:
-    """None for a file that stands beside the weights, such as a tokenizer."""
-    with open(path, "rb") as file:
-        try:
-            return sniff(file)
-        except FormatRefused as error:
-            small = path.stat().st_size <= _SIDE_FILE_BYTES_MAX
-            if not alone and small and path.suffix.lower() in _SIDE_SUFFIXES and "pickle" not in error.message:
-                return None
-            raise FormatRefused(f"{path}: {error.message}") from None
-
-
-def _hash(path: Path, progress: Progress | None) -> tuple[ImportResult, bytes]:
+def _hash(path: Path, progress: Progress | None, profile: Profile) -> tuple[ImportResult, bytes]:
     """The DAG, and the sha256 of the whole file beside it. Raises OctonodeError when the file changes meanwhile."""
     before = path.stat()
     with ThreadPoolExecutor(1) as pool, open(path, "rb") as file:
         whole = pool.submit(lambda: hashlib.file_digest(file, "sha256").digest())
-        result = import_file(path, progress)
+        result = import_file(path, progress, profile)
         digest = whole.result()
     after = path.stat()
     if _stamp(before) != _stamp(after) or result.size_bytes != after.st_size:
@@ -105,22 +101,25 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Callable[[in
 
 
 def _layout(names: list[str], imported: list[ImportResult]) -> Layout:
+    """Roots are named in version 1, as manifests and the store name them; blocks and their links stay as they are."""
     nodes: dict[Cid, bytes] = {}
     leaves: list[Leaf] = []
     files: list[FileLayout] = []
     alone = len(names) == 1 and "/" not in names[0]
     for number, (name, result) in enumerate(zip(names, imported, strict=True)):
         nodes.update(result.nodes)
-        first = len(leaves)
+        first, profile, form = len(leaves), result.profile, result.profile.leaf_form
         for position, digest in enumerate(result.leaves):
-            offset = position * LEAF_BYTES
-            leaves.append(Leaf(first + position, number, offset, min(LEAF_BYTES, result.size_bytes - offset), digest))
-        files.append(FileLayout("" if alone else name, result.root, result.size_bytes, first, len(result.leaves)))
+            offset, size = position * profile.leaf_bytes, profile.leaf_size(position, result.size_bytes)
+            leaves.append(Leaf(first + position, number, offset, size, digest, form))
+        path = "" if alone else name
+        files.append(FileLayout(path, result.root.v1, result.size_bytes, first, len(result.leaves), form))
     if alone:
-        return Layout(imported[0].root, tuple(files), tuple(leaves), nodes)
-    directory = import_directory({n: (r.root, r.total_size_bytes) for n, r in zip(names, imported, strict=True)})
+        return Layout(imported[0].root.v1, tuple(files), tuple(leaves), nodes)
+    entries = {n: (r.root, r.total_size_bytes) for n, r in zip(names, imported, strict=True)}
+    directory = import_directory(entries, imported[0].profile)
     nodes.update(directory.nodes)
-    return Layout(directory.root, tuple(files), tuple(leaves), nodes)
+    return Layout(directory.root.v1, tuple(files), tuple(leaves), nodes)
 
 
 def default_name(path: Path) -> str:

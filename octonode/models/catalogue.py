@@ -13,7 +13,9 @@ from typing import Final
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId
 from octonode.ipfs.cid import Cid
+from octonode.models.disk import disk_error
 from octonode.models.manifest import SIGNED_BYTES_MAX, SignedManifest, verify
+from octonode.models.names import NameBook
 from octonode.models.placing import write_atomically
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ class Catalogue:
 
     def __init__(self, home: Path) -> None:
         self.directory = home / "manifests"
+        self.names = NameBook(home)
+        """What publishers say of the versions of a name."""
         self._known: dict[str, SignedManifest | None] = {}
         self._lock = threading.Lock()
 
@@ -60,7 +64,10 @@ class Catalogue:
                 raise OctonodeError(
                     f"{MANIFESTS_MAX} manifests are kept in {self.directory}; remove old ones", code="TOO_LARGE"
                 )
-            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_error(error, self.directory) from error
             write_atomically(self.directory / name, signed.encode())
 
     def get(self, cid: Cid) -> SignedManifest | None:

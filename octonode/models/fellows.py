@@ -74,4 +74,4 @@ class Fellows:
         reserved = 0
         for name, share in self._shares.items():
             reserved |= share if name != self._own else 0
-        self._plan.reserve(reserved)
+        self._plan.reserve(reserved, self._peers if self._shares else ())

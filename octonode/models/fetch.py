@@ -12,18 +12,19 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
+from octonode.errors import OctonodeError, RemoteProtocolError, VerificationFailed
 from octonode.ipfs.cid import DAG_CBOR, Cid
 from octonode.ipfs.gateway_client import GatewayAddress
-from octonode.ipfs.layout import DagWalk, Layout
-from octonode.models.fetching import BlockPeers, FetchLimits, FetchProgress, FetchReport, Progress, add_peers
+from octonode.ipfs.layout import Layout
+from octonode.models.fetching import BlockPeers, FetchLimits, FetchProgress, FetchReport, Progress
 from octonode.models.held import HeldModel
 from octonode.models.manifest import ModelManifest
 from octonode.models.memory import FetchMemory
 from octonode.models.session import FetchSession
-from octonode.models.sources.source import Lane, Source
+from octonode.models.sources.source import Source
 from octonode.models.sources.store import held_elsewhere
 from octonode.models.store import DEFAULT_FILE_NAME, ModelStore
+from octonode.models.walking import fetch_nodes
 from octonode.models.writing import LeafWriter
 
 __all__ = ["BlockPeers", "FetchLimits", "FetchProgress", "FetchReport", "GatewayAddress", "fetch"]
@@ -51,9 +52,11 @@ async def fetch(
     roots are compared with the DAG before disk is taken. `memory` is shared with other fetches, and of those that wait
     for it the one with the highest `priority` goes on. `own` is our peer id: with it, and with others that fetch the
     same model, each takes its share from those who have all (models.shares). `prepared` is awaited once the store has a
-    place for the model: from then on others can take from us what we have. Raises NotFound (nobody is known to have it), Unreachable
-    (those who have it do not give it; what came is kept), VerificationFailed (what they give is wrong),
-    VerificationFailed (root or manifest lie), OctonodeError DISK_FULL, ALREADY_RUNNING. Cancelling loses at most the
+    place for the model: from then on others can take from us what we have.
+
+    Raises NotFound (nobody is known to have it), Unreachable (those who have it do not give it; what came is kept),
+    VerificationFailed (what they give is wrong, root or manifest lie), RemoteProtocolError (a right block is no
+    part of a model: nothing is kept), OctonodeError DISK_FULL, READ_ONLY, ALREADY_RUNNING. Cancelling loses at most the
     group that was not synced.
     """
     assert root.codec != DAG_CBOR, "resolve a manifest to its root first"
@@ -64,28 +67,30 @@ async def fetch(
     if model is not None and model.row.complete:
         return FetchReport(root, model.row.size_bytes, {}, {}, 0.0)
     known = list(sources)
+    if model is None and progress is not None:
+        progress(FetchProgress(root, "nodes", 0, 0, 0.0, math.inf, {}, {}))
     if model is None:
-        if progress is not None:
-            progress(FetchProgress(root, "nodes", 0, 0, 0.0, math.inf, {}, {}))
-        layout = await _fetch_nodes(root, known, peers, limits, report.banned)
-        check_against(layout, manifest)
-        model = await trio.to_thread.run_sync(lambda: _prepare(store, layout, manifest, public))
+        layout = await fetch_nodes(root, known, peers, limits, report.banned)
     else:
         layout = await trio.to_thread.run_sync(model.layout)
-        check_against(layout, manifest)
+    check_against(layout, manifest)
+    if model is None:
+        model = await trio.to_thread.run_sync(lambda: _prepare(store, layout, manifest, public))
     writer = await trio.to_thread.run_sync(LeafWriter, model)
     try:
         if prepared is not None:
             await prepared()
-        near = await trio.to_thread.run_sync(held_elsewhere, store, layout)
-        if near is not None:
-            known.insert(0, near)
+        known[:0] = await trio.to_thread.run_sync(_near, store, layout)
         session = FetchSession(
             layout, writer, limits=limits, rng=rng or random.Random(), progress=progress, banned=report.banned,
             memory=memory or FetchMemory(), priority=priority, own=own,
         )  # fmt: skip
         await session.run(known, peers)
         await trio.to_thread.run_sync(writer.finish)
+    except RemoteProtocolError:  # a leaf that hashes right showed it: this root never becomes a model
+        await trio.to_thread.run_sync(_keep_what_came, writer)
+        await trio.to_thread.run_sync(lambda: store.remove(root, force=True))
+        raise
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_keep_what_came, writer)
@@ -94,6 +99,11 @@ async def fetch(
             f"{root} was fetched but does not stand complete on disk; run: octonode models verify {root}"
         )
     return FetchReport(root, layout.size_bytes, dict(session.by_source), report.banned, trio.current_time() - started)
+
+
+def _near(store: ModelStore, layout: Layout) -> list[Source]:
+    found = held_elsewhere(store, layout)
+    return [] if found is None else [found]
 
 
 def _keep_what_came(writer: LeafWriter) -> None:
@@ -121,61 +131,3 @@ def check_against(layout: Layout, manifest: ModelManifest | None) -> None:
             f"{layout.root} holds {layout.size_bytes} bytes in {len(found)} files and does not match the manifest of "
             f"{manifest.reference} ({manifest.size_bytes} bytes in {len(promised)}); nothing was stored"
         )
-
-
-async def _fetch_nodes(
-    root: Cid, sources: list[Source], peers: BlockPeers | None, limits: FetchLimits, banned: dict[str, str]
-) -> Layout:
-    """Walk the DAG, asking source after source for each node. `sources` grows by the peers that are found."""
-    walk = DagWalk(root)
-    started = trio.current_time()
-    deadline = started + limits.give_up_seconds
-    last = "nobody is known to have it"
-    while True:
-        await add_peers(root, sources, peers, limits, banned)
-        for source in sorted((s for s in sources if s.name not in banned), key=lambda each: each.rank):
-            before = len(walk.wanted)
-            lane = source.open()
-            try:
-                await _walk_with(walk, lane)
-                return await trio.to_thread.run_sync(walk.layout)  # a second and more for a million leaves
-            except VerificationFailed as error:
-                banned[source.name] = error.message
-                last = error.message
-            except OctonodeError as error:
-                if isinstance(error, RemoteProtocolError) and not isinstance(error, _LaneFault):
-                    raise VerificationFailed(f"{root} is not the root of a model: {error.message}") from error
-                last = error.message
-            finally:
-                lane.close()
-            if len(walk.wanted) != before:
-                deadline = trio.current_time() + limits.give_up_seconds
-        if not sources and trio.current_time() > started + limits.nobody_seconds:
-            raise NotFound(
-                f"nobody known here has {root}: is it the right CID, and is a node that holds it online? See: "
-                "octonode peers",
-                code="MODEL_NOT_FOUND",
-            )
-        lied = bool(sources) and all(source.name in banned for source in sources)
-        if lied and (peers is None or trio.current_time() > started + limits.nobody_seconds):
-            raise VerificationFailed(
-                f"nobody known gives true blocks of {root}: {last}. Nothing was written; run the same command again "
-                "when another holder is online"
-            )
-        if peers is None or trio.current_time() > deadline:
-            raise Unreachable(f"no source has {root}: {last}. Is a peer that holds it online? See: octonode peers")
-        await trio.sleep(limits.retry_seconds)
-
-
-class _LaneFault(RemoteProtocolError):
-    """The source broke the protocol, as opposed to the DAG itself."""
-
-
-async def _walk_with(walk: DagWalk, lane: Lane) -> None:
-    while wanted := walk.wanted:
-        for cid in wanted:
-            try:
-                block = await lane.block(cid)
-            except RemoteProtocolError as error:
-                raise _LaneFault(error.message) from error
-            walk.add(cid, block)

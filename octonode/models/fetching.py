@@ -32,18 +32,25 @@ class BlockPeers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """At most `sources_max * window_bytes_max` bytes are in memory: 128 MiB as it stands."""
+    """What is in memory is bounded by `models.memory` over all fetches."""
 
-    sources_max: int = 8
+    sources_max: int = 12
+    """At work at the same time."""
+    known_max: int = 64
+    """Known of, at work or not; further ones are not taken note of."""
     window_bytes_start: int = 4 * MIB
     window_bytes_max: int = 16 * MIB
     """Outstanding at one source, over all its lanes."""
     sync_bytes: int = SYNC_BYTES
     failures_max: int = 3
     """In a row, before a source is set aside."""
+    set_aside_max: int = 3
+    """So often set aside without a verified byte in between: the source is not used any more in this fetch."""
     retry_seconds: float = 0.5
-    ask_peers_seconds: float = 10.0
-    """How often the network is asked for more holders."""
+    look_seconds: float = 1.0
+    """How often `BlockPeers` is asked for more; it knows itself how often the network may be searched."""
+    set_aside_seconds: float = 10.0
+    """How long a source that failed is set aside."""
     read_bitmap_seconds: float = 3.0
     """How often a holder is asked what it has by now."""
     idle_bitmap_seconds: float = 0.5
@@ -101,7 +108,7 @@ async def add_peers(
         except OctonodeError as error:
             log.info("no peers for %s: %s", root, error.message)
     for source in found:
-        if len(sources) >= limits.sources_max:
+        if len(sources) >= limits.known_max:
             return
         if source.name not in names and source.name not in banned:
             sources.append(source)

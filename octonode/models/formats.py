@@ -1,173 +1,133 @@
-"""What a model file is, told by its content and never by its name. Sans-IO but for the binary file it is given.
+"""What a model is, told by the content of its files and never by their names, before an engine sees a byte. Sans-IO but
+for the files it is given. Page: protocols/manifest.md, section Formats.
 
-Pickle runs code when it is loaded, so it is refused wherever it hides: bare, or in the zip of a PyTorch checkpoint.
+One entry, `inspect_model`, for one file and for a directory: used by `models add`, by imports, and before every load.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import zipfile
-from dataclasses import dataclass
-from typing import BinaryIO, Final
+from collections.abc import Sequence, Set
+from typing import BinaryIO, Final, cast
 
-from octonode.errors import OctonodeError
-from octonode.models.gguf import GgufError, read_gguf
-from octonode.models.onnx import looks_like_onnx
+from octonode.models.headers import families, onnx, pickles, safetensors, sides, tensorrt
+from octonode.models.headers.description import CacheGroup, FileBytes, FormatInfo, FormatRefused, Shape
 
-SAFETENSORS_HEADER_BYTES_MAX: Final = 32 * 1024 * 1024
-SAFETENSORS_TENSORS_MAX: Final = 1_000_000
+__all__ = [
+    "SCRIPTED_MAGIC",
+    "CacheGroup",
+    "FileBytes",
+    "FormatInfo",
+    "FormatRefused",
+    "Shape",
+    "inspect_model",
+    "sniff",
+]
+
 SCRIPTED_MAGIC: Final = b"octonode scripted model 1\n"
 """First line of a model of the scripted engine: for test networks, which need no weights. What follows is filler."""
-ZIP_ENTRIES_MAX: Final = 100_000
-_DTYPES_BY_BYTES: Final = {
-    1: ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"),
-    2: ("I16", "U16", "F16", "BF16"),
-    4: ("I32", "U32", "F32"),
-    8: ("C64", "F64", "I64", "U64"),
-}
-_DTYPE_BYTES: Final = {name: size for size, names in _DTYPES_BY_BYTES.items() for name in names}
-
-
-class FormatRefused(OctonodeError):
-    """The file is not a model that this program takes."""
-
-    code = "FORMAT_REFUSED"
-
-
-@dataclass(frozen=True, slots=True)
-class FormatInfo:
-    """What the header says. Texts are the file's own claims, cleaned and cut."""
-
-    format: str
-    """`gguf`, `safetensors`, `onnx` or `scripted`."""
-    architecture: str = ""
-    quantization: str = ""
-    context_tokens: int = 0
-    chat_template_sha256: bytes = b""
-    name: str = ""
-    licence: str = ""
-    category: str = "llm"
+FILES_MAX: Final = 1024
+_BYTES_MIN: Final = 8
 
 
 def sniff(file: BinaryIO) -> FormatInfo:
-    """What the file holds. Raises FormatRefused that says why and what to do."""
-    file.seek(0, io.SEEK_END)
-    size = file.tell()
-    file.seek(0)
-    head = file.read(64)
-    if len(head) < 8:
-        raise FormatRefused(f"a file of {size} bytes is not a model; GGUF, SafeTensors and ONNX are taken")
-    if head.startswith(SCRIPTED_MAGIC):
-        return FormatInfo("scripted", name="scripted")
-    _refuse_pickle(file, head)
-    file.seek(0)
-    if head.startswith(b"GGUF"):
-        return _gguf(file, size)
-    if _could_be_safetensors(head, size):
-        return _safetensors(file, size)
-    if looks_like_onnx(file, size):
-        return FormatInfo("onnx", category="other")
-    raise FormatRefused("the content is not GGUF, SafeTensors or ONNX, whatever the file is called")
-
-
-def _refuse_pickle(file: BinaryIO, head: bytes) -> None:
-    what = "convert it to SafeTensors or GGUF; a pickle runs code when it is loaded, so it is never taken"
-    if head[0] == 0x80 and head[1] <= 5 and not _could_be_safetensors(head, _size(file)):
-        raise FormatRefused(f"the content is a Python pickle: {what}")
-    if head[:2] == b"PK":
-        file.seek(0)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()[:ZIP_ENTRIES_MAX]
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, UnicodeDecodeError, EOFError):
-            raise FormatRefused("the content is a damaged zip, not a model") from None
-        if any(name.lower().endswith((".pkl", ".pickle")) for name in names):
-            raise FormatRefused(f"the content is a PyTorch checkpoint with a pickle inside: {what}")
-        raise FormatRefused("the content is a zip, not a model; unpack it and add the GGUF, SafeTensors or ONNX in it")
-    if head[:2] in (b"(d", b"(l", b"c_", b"(c") or head.startswith((b"cposix", b"cos\n", b"c__builtin__")):
-        raise FormatRefused(f"the content is a Python pickle of the oldest kind: {what}")
-    if head.startswith(b"\x89HDF"):
-        raise FormatRefused("the content is HDF5 (Keras), which is not taken; convert it to ONNX or SafeTensors")
-
-
-def _size(file: BinaryIO) -> int:
-    here = file.tell()
+    """What one file holds, alone and without a name. Raises FormatRefused that says why and what to do."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(here)
-    return size
+    return inspect_model([FileBytes("model", size, lambda: cast(BinaryIO, _Borrowed(file)))])
 
 
-def _gguf(file: BinaryIO, size: int) -> FormatInfo:
-    try:
-        header = read_gguf(file, size)
-    except GgufError as error:
-        raise FormatRefused(f"the GGUF is damaged: {error}; download or convert it again") from None
-    template = header.text("tokenizer.chat_template")
-    return FormatInfo(
-        "gguf",
-        architecture=_clean(header.architecture),
-        quantization=header.quantization,
-        context_tokens=header.number(f"{header.architecture}.context_length"),
-        chat_template_sha256=hashlib.sha256(template.encode()).digest() if template else b"",
-        name=_clean(header.text("general.name")),
-        licence=_clean(header.text("general.license")),
-        category="embeddings" if header.architecture in ("bert", "nomic-bert", "jina-bert-v2") else "llm",
-    )
+def inspect_model(
+    files: Sequence[FileBytes],
+    *,
+    signed: bool = False,
+    domains: Set[str] = onnx.STANDARD_DOMAINS | onnx.ENGINE_DOMAINS,
+) -> FormatInfo:
+    """What the files of one model are together. Raises FormatRefused that names the file, the reason, and what to do.
+
+    `signed`: the files come under a signed manifest of a publisher who is trusted, which TensorRT engines need.
+    `domains`: ONNX operators that the engines here know by themselves. One file is open at a time; work and memory are
+    bounded whatever the bytes are. OSError of a file goes through.
+    """
+    if not 0 < len(files) <= FILES_MAX or len({each.path for each in files}) != len(files):
+        raise FormatRefused(f"a model has 1 to {FILES_MAX} files, each path once; here are {len(files)}")
+    kinds = {each.path: _kind(each) for each in files}
+    by_kind = {kind: [each for each in files if kinds[each.path] == kind] for kind in set(kinds.values())}
+    external: set[str] = set()
+    found: list[FormatInfo] = []
+    sizes = {each.path: each.size_bytes for each in files}
+    if "scripted" in by_kind:
+        found.append(FormatInfo("scripted", name="scripted", opens=by_kind["scripted"][0].path))
+    if "gguf" in by_kind:
+        found.append(families.gguf(by_kind["gguf"]))
+    if "onnx" in by_kind:
+        info, external = families.onnx(by_kind["onnx"], sizes, domains)
+        found.append(info)
+    rest = [each for each in by_kind.get("other", ()) if each.path not in external]
+    if "safetensors" in by_kind:
+        weights = [each for each in by_kind["safetensors"] if each.path not in external]
+        found += [families.safetensors(weights, rest)] if weights else []
+    if "tensorrt" in by_kind:
+        found.append(families.tensorrt(by_kind["tensorrt"], rest, signed=signed))
+    for each in files:
+        if each.path in external and kinds[each.path] != "onnx":
+            sides.check_weights(each)
+            kinds[each.path] = "onnx"
+    if not found:
+        _refuse_nothing(rest)
+    side = sides.check(rest, alone=len(files) == 1)
+    return sides.joined(found, side, kinds, alone=len(files) == 1)
 
 
-def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:128]).strip()
+def _kind(file: FileBytes) -> str:
+    """`gguf`, `safetensors`, `onnx`, `tensorrt`, `scripted`, or `other` for what is none of them."""
+    sides.check_name(file.path)
+    with file.open() as opened:
+        head = opened.read(4096)
+        if head.startswith(SCRIPTED_MAGIC):
+            return "scripted"
+        if head.startswith(b"GGUF"):
+            return "gguf"
+        if tensorrt.looks_like_engine(head):
+            return "tensorrt"
+        if safetensors.could_be_safetensors(head, file.size_bytes):
+            return "safetensors"
+        return "onnx" if onnx.looks_like_onnx(opened, file.size_bytes) else "other"
 
 
-def _could_be_safetensors(head: bytes, size: int) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 2 <= length <= min(SAFETENSORS_HEADER_BYTES_MAX, size - 8)
+def _refuse_nothing(rest: Sequence[FileBytes]) -> None:
+    """There is no model in the files: say of the largest what it is."""
+    largest = max(rest, key=lambda each: each.size_bytes)
+    where = {"file": largest.path}
+    if largest.size_bytes < _BYTES_MIN:
+        text = f"a file of {largest.size_bytes} bytes is not a model; GGUF, SafeTensors and ONNX are taken"
+        raise FormatRefused(text, detail=where)
+    for each in sorted(rest, key=lambda each: each.path != largest.path):
+        with each.open() as opened:
+            reason = pickles.refusal(opened.read(pickles.HEAD_BYTES), each.size_bytes)
+        if reason:
+            raise FormatRefused(sides.named(each.path, reason), detail={"file": each.path})
+    text = "the content is not GGUF, SafeTensors or ONNX, whatever the file is called"
+    raise FormatRefused(sides.named(largest.path, text), detail=where)
 
 
-def _safetensors(file: BinaryIO, size: int) -> FormatInfo:
-    """Source: https://github.com/huggingface/safetensors#format. Offsets must cover the rest of the file exactly."""
-    length = int.from_bytes(file.read(8), "little")
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
-        raise FormatRefused("the SafeTensors header is not JSON; download the file again") from None
-    if not isinstance(header, dict) or len(header) > SAFETENSORS_TENSORS_MAX:
-        raise FormatRefused("the SafeTensors header is not a map of tensors")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise FormatRefused("the SafeTensors metadata is not a map")
-    kinds: dict[str, int] = {}
-    ranges = []
-    for tensor in header.values():
-        dtype, begin, end = _tensor(tensor)
-        kinds[dtype] = kinds.get(dtype, 0) + end - begin
-        ranges.append((begin, end))
-    position = 0
-    for begin, end in sorted(ranges):
-        if begin != position:
-            raise FormatRefused("the SafeTensors tensors overlap or leave holes; download the file again")
-        position = end
-    if position != size - 8 - length:
-        raise FormatRefused("the SafeTensors file is cut short or has bytes behind its end; download it again")
-    largest = max(kinds, key=lambda kind: kinds[kind]) if kinds else ""
-    architecture = metadata.get("architecture", "")
-    return FormatInfo(
-        "safetensors", architecture=_clean(architecture) if isinstance(architecture, str) else "", quantization=largest
-    )
+class _Borrowed(io.RawIOBase):
+    """A file of the caller's, from its start; closing it leaves the caller's open."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.seek(0)
 
-def _tensor(tensor: object) -> tuple[str, int, int]:
-    """(dtype, begin, end) of one tensor of a SafeTensors header. Raises FormatRefused."""
-    if isinstance(tensor, dict):
-        dtype, shape, offsets = tensor.get("dtype"), tensor.get("shape"), tensor.get("data_offsets")
-        if isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2:
-            numbers = [*shape, *offsets]
-            if all(type(n) is int and 0 <= n < 2**62 for n in numbers) and offsets[0] <= offsets[1]:
-                count = 1
-                for dimension in shape:
-                    count = min(count * dimension, 2**62)
-                if dtype not in _DTYPE_BYTES or count * _DTYPE_BYTES[dtype] == offsets[1] - offsets[0]:
-                    return dtype[:16], offsets[0], offsets[1]
-    raise FormatRefused("a tensor of the SafeTensors header is malformed")
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,13 +13,17 @@ from octonode.errors import NotFound, OctonodeError, Refused, VerificationFailed
 from octonode.identity import Signer
 from octonode.ids import PeerId
 from octonode.ipfs.cid import Cid
-from octonode.ipfs.unixfs import Progress, import_directory, import_file
+from octonode.ipfs.unixfs import UNIXFS_V1_2025, Profile, Progress, import_directory, import_file
+from octonode.models import naming
 from octonode.models.adding import collect, default_name, describe
 from octonode.models.catalogue import Catalogue
 from octonode.models.checking import VerifyReport, verify_model
+from octonode.models.claims import ext_of, requirements_of
+from octonode.models.entry import ModelEntry, Resolved
+from octonode.models.following import Following
 from octonode.models.held import HeldModel
-from octonode.models.index import ModelRow
 from octonode.models.manifest import ModelManifest, Requirements, SignedManifest, check_rollback, sign, verify
+from octonode.models.origin import is_from
 from octonode.models.placing import Placement
 from octonode.models.reference import (
     BareName,
@@ -35,51 +39,11 @@ from octonode.models.reference import (
 )
 from octonode.models.store import ModelStore
 from octonode.models.trust import Publisher, TrustTable
-from octonode.models.version import ANY_VERSION, VersionRange, best
+from octonode.models.version import best
+
+__all__ = ["FIRST_VERSION", "Library", "ModelEntry", "Resolved"]
 
 FIRST_VERSION: Final = "1.0.0"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model in the store."""
-
-    root: Cid
-    row: ModelRow
-    manifest: SignedManifest | None
-    held_bytes: int
-    paths: tuple[Path, ...]
-
-    @property
-    def complete(self) -> bool:
-        return self.row.complete
-
-    @property
-    def name(self) -> str:
-        """`publisher/name@version`, or the root where no manifest is known."""
-        return self.manifest.manifest.reference if self.manifest else self.root.text
-
-    @property
-    def path(self) -> Path:
-        """What an engine opens: the file of a model of one file, else the directory."""
-        return self.paths[0] if len(self.paths) == 1 else Path(os.path.commonpath(self.paths))
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """What a reference means here. `root` is None when the network must be asked for the manifest first."""
-
-    reference: str
-    root: Cid | None = None
-    manifest: SignedManifest | None = None
-    entry: ModelEntry | None = None
-    publisher: PeerId | None = None
-    name: str = ""
-    versions: VersionRange = ANY_VERSION
-    manifest_cid: Cid | None = None
-    """Asked for by CID: the manifest to look for."""
-    path: Path | None = None
-    """`file:/path`: add it."""
 
 
 class Library:
@@ -96,18 +60,19 @@ class Library:
         self.store = store
         self.trust_table = trust
         self.catalogue = Catalogue(store.directory.parent)
+        self.following = Following(store.directory.parent)
         self._signer = signer
         self._now_ms = now_ms
 
     # -- add, cid -----------------------------------------------------------------------------------------------
 
     @staticmethod
-    def cid(path: Path, progress: Progress | None = None) -> Cid:
+    def cid(path: Path, progress: Progress | None = None, profile: Profile = UNIXFS_V1_2025) -> Cid:
         """The root CID of a file or directory. Imports nothing and looks at no format."""
         if path.is_file():
-            return import_file(path, progress).root
-        results = {name: import_file(item, progress) for name, item in collect(path)}
-        return import_directory({name: (r.root, r.total_size_bytes) for name, r in results.items()}).root
+            return import_file(path, progress, profile).root
+        results = {name: import_file(item, progress, profile) for name, item in collect(path)}
+        return import_directory({name: (r.root, r.total_size_bytes) for name, r in results.items()}, profile).root
 
     def add(
         self,
@@ -122,16 +87,26 @@ class Library:
         derived_from: Sequence[Cid] = (),
         placement: Placement = "auto",
         public: bool = True,
+        profile: Profile = UNIXFS_V1_2025,
+        vouched: bool = False,
+        ext: Mapping[str, Any] | None = None,
+        expected_root: Cid | None = None,
         progress: Progress | None = None,
     ) -> ModelEntry:
         """Import a file or directory, and sign a manifest for it as `<our peer id>/name@version`.
 
         The store links the file where it can and copies it else; `placement="reference"` leaves it where it is. The
-        same content under the same name and version again changes nothing. Raises NotFound, FormatRefused, Refused
-        (the version exists with other content), OctonodeError (DISK_FULL).
+        same content under the same name and version again changes nothing. `vouched`: the user says that it is theirs,
+        which a TensorRT engine needs: from a hub it never is. Raises NotFound, FormatRefused, Refused (the version
+        exists with other content), OctonodeError (DISK_FULL).
         """
         name = name or default_name(path)
-        described = describe(path, progress)
+        described = describe(path, progress, profile, vouched=vouched)
+        if expected_root is not None and described.layout.root != expected_root.v1:
+            raise VerificationFailed(
+                f"{path} has the root {described.layout.root}, not {expected_root} as said: its bytes changed on the "
+                "way; bring it again. Nothing was stored"
+            )
         info = described.info
         known = self.catalogue.named(self._signer.peer_id, name)
         manifest = ModelManifest(
@@ -140,10 +115,11 @@ class Library:
             version=version,
             files=described.files,
             root=described.layout.root,
+            profile=profile.name,
             category=category or info.category,
             architecture=info.architecture,
             quantization=info.quantization,
-            requirements=requirements or Requirements(),
+            requirements=requirements or requirements_of(info),
             context_tokens=context_tokens or info.context_tokens,
             licence=licence or info.licence,
             chat_template_sha256=info.chat_template_sha256,
@@ -151,6 +127,7 @@ class Library:
             seq=known[-1].manifest.seq + 1 if known else 1,
             previous=known[-1].cid if known else None,
             created_ms=self._now_ms(),
+            ext={**ext_of(info), **(ext or {})},
         )
         signed = self._same_version(manifest, known) or sign(manifest, self._signer)
         file_name = described.files[0].path
@@ -174,8 +151,13 @@ class Library:
 
     def _keep(self, signed: SignedManifest, model: HeldModel | None) -> None:
         self.catalogue.save(signed)
-        if model is not None:
+        if model is None:
+            return
+        try:
             model.set_manifest(signed.encode(), [(signed.cid, signed.manifest_bytes)])
+        except OctonodeError as error:  # on a disk that is read-only the catalogue knows it all the same
+            if error.code != "READ_ONLY":
+                raise
 
     def accept(self, data: bytes, *, trust: bool = False, expected: Cid | None = None) -> SignedManifest:
         """Take in a signed manifest that a peer gave, or that lay in a file.
@@ -202,7 +184,11 @@ class Library:
 
     def list(self) -> list[ModelEntry]:
         """What is in the store, wholly or in part, by name."""
-        return sorted((self._entry(model) for model in self.store.held()), key=lambda entry: entry.name)
+        entries = []
+        for model in self.store.held():
+            with contextlib.suppress(FileNotFoundError):  # removed between two looks
+                entries.append(self._entry(model))
+        return sorted(entries, key=lambda entry: entry.name)
 
     def entry(self, root: Cid) -> ModelEntry | None:
         model = self.store.get(root)
@@ -239,13 +225,10 @@ class Library:
 
     def resolve(self, reference: str) -> Resolved:
         """What `reference` means with what is known here; nobody is asked. Raises BadReference, NotFound, NotTrusted,
-        OctonodeError (UNSUPPORTED for hf:)."""
+        MODEL_NOT_FOUND for hf: that was not brought yet."""
         parsed = parse(reference)
         if isinstance(parsed, HubReference):
-            raise OctonodeError(
-                "models of a hub (hf:) come later; download the GGUF and run: octonode models add FILE",
-                code="UNSUPPORTED",
-            )
+            return self._resolved_manifest(reference, self._from_hub(parsed))
         if isinstance(parsed, FileReference):
             return Resolved(reference, path=Path(parsed.path))
         if isinstance(parsed, RootReference):
@@ -253,6 +236,16 @@ class Library:
         if isinstance(parsed, ManifestReference):
             return self._resolved_manifest(reference, self.catalogue.get(parsed.cid), manifest_cid=parsed.cid)
         return self._resolve_name(reference, parsed)
+
+    def _from_hub(self, reference: HubReference) -> SignedManifest:
+        """Raises MODEL_NOT_FOUND."""
+        mine = [each for each in self.catalogue.all() if each.manifest.publisher == self._signer.peer_id]
+        found = [each for each in mine if is_from(each.manifest, reference)]
+        if not found:
+            raise NotFound(
+                f"{reference} is not here yet; bring it: octonode models fetch {reference}", code="MODEL_NOT_FOUND"
+            )
+        return max(found, key=lambda each: each.manifest.created_ms)
 
     def _resolve_name(self, text: str, parsed: Reference) -> Resolved:
         assert isinstance(parsed, NameReference | BareName)
@@ -264,10 +257,22 @@ class Library:
             }
             publisher = choose_publisher(parsed.name, found)
         known = self.catalogue.named(publisher, parsed.name)
-        version = best(parsed.versions, [signed.manifest.version for signed in known])
+        held = [signed for signed in known if self.store.get(signed.manifest.root) is not None]
+        avoid = self.avoided(publisher, parsed.name)
+        version = None
+        for shelf in (held, known):  # what is held comes first, as for whoever serves and asks
+            version = version or best(parsed.versions, [signed.manifest.version for signed in shelf], avoid=avoid)
         chosen = [signed for signed in known if signed.manifest.version == version]
         fields: dict[str, Any] = {"publisher": publisher, "name": parsed.name, "versions": parsed.versions}
         return self._resolved_manifest(text, chosen[-1] if chosen else None, **fields)
+
+    def avoided(self, publisher: PeerId, name: str) -> frozenset[str]:
+        """Versions that a range passes over where it has others: deprecated ones, and those the user went back from."""
+        manifests = self.catalogue.named(publisher, name)
+        back = {
+            signed.manifest.version for signed in manifests if self.following.of(signed.manifest.root.text).rolled_back
+        }
+        return naming.avoided(self.catalogue.names.record(publisher, name)) | back
 
     def _trusts(self, publisher: PeerId) -> bool:
         return publisher == self._signer.peer_id or self.trust_table.is_trusted(publisher)
@@ -288,7 +293,11 @@ class Library:
     # -- keep, check, let go ------------------------------------------------------------------------------------
 
     def pin(self, reference: str, pinned: bool = True) -> None:
-        self.store.set_flags(self.show(reference).root, pinned=pinned)
+        """Never evict it; or again: then a previous version is no longer kept either."""
+        root = self.show(reference).root
+        self.store.set_flags(root, pinned=pinned)
+        if not pinned:
+            self.following.let_go(root.text)
 
     def publish(self, reference: str, public: bool = True) -> ModelEntry:
         """Make a model public (announced and served) or private. The entry as it is now."""
@@ -300,22 +309,32 @@ class Library:
         (`other_holders` 0), unless `force`."""
         parsed = parse(reference)
         if isinstance(parsed, RootReference) and other_holders != 0:
-            return self.store.remove(parsed.cid, force=force)  # also where its index is damaged
-        entry = self.show(reference)
-        if other_holders == 0 and not force:
-            raise Refused(
-                f"no other holder of {entry.name} is known; remove the last copy with --force", code="FORBIDDEN"
-            )
-        return self.store.remove(entry.root, force=force)
+            root = parsed.cid  # also where its index is damaged
+        else:
+            entry = self.show(reference)
+            root = entry.root
+            if other_holders == 0 and not force:
+                raise Refused(
+                    f"no other holder of {entry.name} is known; remove the last copy with --force", code="FORBIDDEN"
+                )
+        freed_bytes = self.store.remove(root, force=force)
+        self.following.forget(root.text)
+        self.trust_table.disallow_unsigned(root.text)
+        return freed_bytes
 
     def verify(self, reference: str, progress: Progress | None = None) -> VerifyReport:
         """Hash everything again. Damaged leaves are no longer held afterwards (a fetch repairs them), and files that
         were touched but are right are served again."""
         entry = self.show(reference)
-        return verify_model(self.store.require(entry.root), entry.manifest, progress)
+        model = self.store.require(entry.root)
+        with model.leases.take("verify", "a check"):
+            return verify_model(model, entry.manifest, progress)
 
     def trust(self, peer_id: str, alias: str = "") -> Publisher:
         return self.trust_table.add(peer_id, alias, now_ms=self._now_ms())
+
+    def import_trust(self, rows: Sequence[tuple[str, str]]) -> tuple[int, int, tuple[str, ...]]:
+        return self.trust_table.add_all(rows, now_ms=self._now_ms())
 
     def distrust(self, publisher: str) -> None:
         self.trust_table.remove(publisher)

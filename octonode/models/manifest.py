@@ -30,8 +30,15 @@ LISTS_MAX: Final = 64
 EXT_KEYS_MAX: Final = 32
 INTEGER_MAX: Final = 2**62
 
+WEIGHT_FORMATS: Final = ("scripted", "gguf", "safetensors", "tensorrt", "onnx")
+"""Those of models, what engines here prefer first."""
 CATEGORIES: Final = ("llm", "embeddings", "vision", "audio", "diffusion", "other")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?\Z")
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a manifest may carry it as its name."""
+    return _NAME.match(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,12 @@ class ModelManifest:
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def format(self) -> str:
+        """Of the weights: what an engine would open, where files of several formats are there."""
+        found = {file.format for file in self.files}
+        return next((name for name in WEIGHT_FORMATS if name in found), "other")
 
     @property
     def reference(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from octonode.errors import OctonodeError
+from octonode.models.disk import disk_error
 
 Placement = Literal["auto", "copy", "reference"]
 Placed = Literal["reflink", "link", "copy", "reference"]
@@ -20,19 +22,6 @@ FREE_BYTES_MARGIN: Final = 64 * 1024 * 1024
 """Left free on the disk: the index, logs and other programs need some."""
 _FICLONE: Final = 0x40049409
 _COPY_BYTES: Final = 8 * 1024 * 1024
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def disk_full(error: OSError, path: Path, needed_bytes: int = 0) -> OctonodeError:
-    """The error for a full disk; other errors of the disk say what they are."""
-    if error.errno not in _NO_SPACE:
-        return OctonodeError(f"{path}: {error.strerror}; check the disk and its permissions")
-    need = f"; {needed_bytes / 2**20:.0f} MiB are needed" if needed_bytes else ""
-    return OctonodeError(
-        f"the disk of {path} is full{need}. Free some space (octonode models rm NAME), then run the same command "
-        f"again: what was fetched is kept",
-        code="DISK_FULL",
-    )
 
 
 def check_free(path: Path, needed_bytes: int) -> None:
@@ -41,7 +30,7 @@ def check_free(path: Path, needed_bytes: int) -> None:
     if free < needed_bytes + FREE_BYTES_MARGIN:
         raise OctonodeError(
             f"{needed_bytes / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free at {path} "
-            f"({FREE_BYTES_MARGIN // 2**20} MiB stay free); free some space: octonode models rm NAME",
+            f"({FREE_BYTES_MARGIN // 2**20} MiB stay free); free some space: octonode models gc",
             code="DISK_FULL",
         )
 
@@ -107,7 +96,7 @@ def copy(source: Path, target: Path, progress: Callable[[int, int], None] | None
             os.fsync(new.fileno())
     except OSError as error:
         target.unlink(missing_ok=True)
-        raise disk_full(error, target, size) from error
+        raise disk_error(error, target, size) from error
 
 
 def _copy_some(old: int, new: int, offset: int) -> int:
@@ -132,16 +121,20 @@ def fsync_directory(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Nobody ever sees half of it: a temporary file beside, fsync, rename, fsync of the directory."""
+    """Nobody ever sees half of it: a temporary file beside, fsync, rename, fsync of the directory.
+
+    Raises OctonodeError (DISK_FULL, READ_ONLY, DISK_FAILED).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        fsync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_full(error, path) from error
-    fsync_directory(path.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Final
 
 from octonode.ipfs.layout import Layout, Leaf
 from octonode.models import bitmap
 
 ENDGAME_LEAVES: Final = 32
-"""When so few are left and all are under way, the slow ones are asked of a second source too."""
+"""When so few are left and all are under way, the slow ones are asked of a second source too. Of a small model it is
+an eighth: else it would be asked for twice as a whole."""
 RUN_LEAVES_MAX: Final = 128
 ASKED_AT_MOST: Final = 2
 
@@ -31,7 +32,10 @@ class FetchPlan:
         self._has: dict[Hashable, int] = {}
         self._cursor: dict[Hashable, int] = {}
         self._levels: list[int] = []
+        self._endgame_leaves = min(ENDGAME_LEAVES, max(4, len(layout.leaves) // 8))
         self._reserved = 0
+        self._fellows: frozenset[Hashable] = frozenset()
+        self._fellow_leaves = 0
         self._near: set[Hashable] = set()
         self._near_leaves = 0
         self._rng = rng
@@ -70,9 +74,11 @@ class FetchPlan:
     def is_whole(self, key: Hashable) -> bool:
         return self._has.get(key) == self._everything
 
-    def reserve(self, leaves: int) -> None:
-        """These are left to others who fetch the same model: sources that have everything are not asked for them."""
-        self._reserved = leaves
+    def reserve(self, leaves: int, fellows: Collection[Hashable]) -> None:
+        """`leaves` are left to others who fetch the same model, the sources `fellows`: those that have everything are
+        not asked for these, nor for what a fellow has by now, nor for anything a second time."""
+        self._reserved, self._fellows = leaves, frozenset(fellows)
+        self._rank()
 
     def waits_at(self, key: Hashable) -> bool:
         """True when the source is idle for us only because all that it could give is reserved."""
@@ -83,7 +89,7 @@ class FetchPlan:
         if key in self._near:
             return leaves
         leaves &= ~self._near_leaves
-        return leaves & ~self._reserved if self.is_whole(key) else leaves
+        return leaves & ~(self._reserved | self._fellow_leaves) if self.is_whole(key) else leaves
 
     def drop_source(self, key: Hashable) -> None:
         """The source is gone; what was asked of it alone is free again."""
@@ -97,6 +103,9 @@ class FetchPlan:
         self._near_leaves = 0
         for key in self._near & self._has.keys():
             self._near_leaves |= self._has[key]
+        self._fellow_leaves = 0
+        for key in self._fellows & self._has.keys():
+            self._fellow_leaves |= self._has[key]
         at_least: list[int] = [0] * (len(self._has) + 1)
         for has in self._has.values():
             for k in range(len(at_least) - 2, 0, -1):
@@ -130,13 +139,15 @@ class FetchPlan:
             if run and (size > bytes_max or leaf.file != run[0].file):
                 break
             run.append(leaf)
-            self._free &= ~(1 << number)
             self._asked.setdefault(number, []).append(key)
+        self._free &= ~(bitmap.full(len(run)) << first)
         self._cursor[key] = run[-1].number + 1
         return tuple(run)
 
     def _endgame(self, key: Hashable) -> tuple[Leaf, ...]:
-        if len(self._asked) > ENDGAME_LEAVES or self._free:
+        if len(self._asked) > self._endgame_leaves or self._free:
+            return ()
+        if self._fellows and self.is_whole(key) and key not in self._near:
             return ()
         for number, keys in self._asked.items():
             if self._askable(key, self._has[key]) >> number & 1 and key not in keys and len(keys) < ASKED_AT_MOST:
@@ -147,13 +158,19 @@ class FetchPlan:
     def verified(self, leaves: Iterable[Leaf]) -> int:
         """These are written. The bytes that were new."""
         fresh = 0
-        for leaf in leaves:
-            bit = 1 << leaf.number
-            if self._missing & bit:
+        given = list(leaves)
+        first = min((leaf.number for leaf in given), default=0)
+        last = max((leaf.number for leaf in given), default=0)
+        # Sets of a large model are large: they are looked at and changed once for all leaves that came.
+        done, missing = 0, (self._missing >> first) & bitmap.full(last - first + 1)
+        for leaf in given:
+            offset = leaf.number - first
+            if missing >> offset & 1 and not done >> offset & 1:
                 fresh += leaf.size_bytes
-            self._missing &= ~bit
-            self._free &= ~bit
+            done |= 1 << offset
             self._asked.pop(leaf.number, None)
+        self._missing &= ~(done << first)
+        self._free &= ~(done << first)
         self.done_bytes += fresh
         return fresh
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from octonode.errors import VerificationFailed
+from octonode.errors import RemoteProtocolError, VerificationFailed
 from octonode.ipfs.layout import Leaf
 from octonode.models.writing import SYNC_BYTES, LeafWriter
 
@@ -28,6 +28,7 @@ class Batch:
 
     source: str
     leaves: list[tuple[Leaf, memoryview]]
+    """With their blocks."""
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -51,7 +52,8 @@ class Receiver:
         self._synced_at = trio.current_time()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Raises OctonodeError (DISK_FULL), or RemoteProtocolError when the DAG lies about a size."""
+        """Until cancelled. Raises OctonodeError (DISK_FULL). Where the DAG is at fault: VerificationFailed (it lies
+        about a size) or RemoteProtocolError (a leaf is none, or of another kind than the first)."""
         async with trio.open_nursery() as nursery:
             for _ in range(THREADS):
                 nursery.start_soon(self._work)
@@ -84,14 +86,13 @@ class Receiver:
     def _verify_and_write(self, batch: Batch) -> tuple[list[Leaf], Leaf | None]:
         """In a thread. What was right and written, and the first that was wrong; nothing wrong is ever written."""
         good: list[Leaf] = []
-        for leaf, data in batch.leaves:
-            if hashlib.sha256(data).digest() != leaf.digest:
+        for leaf, block in batch.leaves:
+            if hashlib.sha256(block).digest() != leaf.digest:
                 return good, leaf
-            if len(data) != leaf.size_bytes:
-                raise VerificationFailed(
-                    f"{leaf.cid} has {len(data)} bytes where its root says {leaf.size_bytes}: the root is malformed, "
-                    f"ask its publisher"
-                )
+            try:
+                data = leaf.unwrap(block)
+            except VerificationFailed as error:  # its hash is right: not the source lies, the root does
+                raise RemoteProtocolError(error.message) from error
             self._writer.write(leaf, data)
             good.append(leaf)
         return good, None

@@ -16,6 +16,10 @@ from octonode.models.version import VersionRange
 REFERENCE_CHARACTERS_MAX: Final = 1024
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?\Z")
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_HUB: Final = re.compile(
+    r"(?P<repository>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})"
+    r"(?:@(?P<revision>[A-Za-z0-9](?:[A-Za-z0-9._-]|%2F){0,127}))?(?:/(?P<file>[^/].*))?/?\Z"
+)
 _ANY: Final = VersionRange("*")
 
 
@@ -57,10 +61,17 @@ class FileReference:
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """`hf:org/repo[/file]`."""
+    """`hf:org/repo[@revision][/file]`."""
 
     repository: str
     file: str = ""
+    """A file, or a folder of the repository; empty: all of it."""
+    revision: str = ""
+    """Branch, tag or commit; empty: the repository's default branch."""
+
+    def __str__(self) -> str:
+        revision = self.revision.replace("/", "%2F")
+        return f"hf:{self.repository}{'@' if revision else ''}{revision}{'/' if self.file else ''}{self.file}"
 
 
 Reference = NameReference | BareName | ManifestReference | RootReference | FileReference | HubReference
@@ -100,10 +111,10 @@ def _file_reference(text: str) -> FileReference:
 
 
 def _hub_reference(text: str) -> HubReference:
-    parts = text.split("/", 2)
-    if len(parts) < 2 or not all(parts):
-        raise BadReference(f"hf:{text}: write hf:organisation/repository[/file]")
-    return HubReference(f"{parts[0]}/{parts[1]}", parts[2] if len(parts) == 3 else "")
+    found = _HUB.match(text)
+    if found is None or (found["file"] and any(part in ("", ".", "..") for part in found["file"].split("/"))):
+        raise BadReference(f"hf:{text}: write hf:organisation/repository[@revision][/file]")
+    return HubReference(found["repository"], found["file"] or "", (found["revision"] or "").replace("%2F", "/"))
 
 
 def _name_reference(text: str) -> NameReference | BareName:
@@ -111,7 +122,7 @@ def _name_reference(text: str) -> NameReference | BareName:
     try:
         versions = VersionRange.parse(range_text) if at else _ANY
     except ValueError as error:
-        raise BadReference(f"{text!r}: {error}; ranges are 1.2.3, ^1.2.3, ~1.2.3, >=1.2.3 and *") from None
+        raise BadReference(f"{text!r}: {error}; ranges are 1.2.3, ^1.2, ~1.2, 1.x, '>=1.2 <2', latest and *") from None
     publisher, slash, short = name.rpartition("/")
     if not _NAME.match(short):
         raise BadReference(f"{short!r} is not a model name: lower-case letters, digits, dots, dashes")

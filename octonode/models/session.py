@@ -30,6 +30,8 @@ LAST_RANK: Final = 2
 """Gateways of strangers: asked for what nobody nearer has."""
 _FAST_SECONDS: Final = 1.0
 """A run that takes less than this lets its source's window grow."""
+_GENTLE_SECONDS: Final = 1.0
+"""At the start, where others may begin at the same time, windows do not grow for so long: until all know each other."""
 _SPEED_SECONDS: Final = 2.0
 """Over about so long speeds are averaged."""
 
@@ -68,10 +70,13 @@ class FetchSession:
         self._receiver = Receiver(writer, self._verified, self._wrong, limits.sync_bytes)
         self._active: dict[str, _SourceState] = {}
         self._set_aside: dict[str, float] = {}
+        self._set_aside_times: Counter[str] = Counter()
         self._banned = banned
         self._changed = trio.Event()
         self._last_byte_at = 0.0
         self._settle_at = math.inf
+        self._own = own
+        self._gentle_until = math.inf
         self._last_error = "nobody is known to have it"
         self._labels: dict[str, str] = {}
         self.by_source: Counter[str] = Counter()
@@ -98,10 +103,11 @@ class FetchSession:
 
     async def _find_sources(self, sources: list[Source], peers: BlockPeers | None, nursery: trio.Nursery) -> None:
         """Start sources, ask for more of them, bring those set aside back after a while, and give up in the end."""
-        next_ask, pause = 0.0, self._limits.retry_seconds
+        next_ask = 0.0
         with trio.move_on_after(self._limits.settle_seconds):  # who began a moment before us shares with us
             await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
         self._settle_at = trio.current_time() + self._limits.settle_seconds
+        self._gentle_until = trio.current_time() + (_GENTLE_SECONDS if self._own else 0.0)
         while True:
             now = trio.current_time()
             self._start_sources(sources, nursery, now)
@@ -109,8 +115,7 @@ class FetchSession:
             await trio.sleep(self._limits.retry_seconds)
             if peers is not None and trio.current_time() >= next_ask:
                 await add_peers(self._layout.root, sources, peers, self._limits, self._banned)
-                longest = self._limits.ask_peers_seconds if self._active else 4 * self._limits.retry_seconds
-                pause = min(longest, 2 * pause)  # often at first: others may have begun just now
+                pause = self._limits.look_seconds if self._active else 4 * self._limits.retry_seconds
                 next_ask = trio.current_time() + pause
 
     def _give_up_in_time(self, sources: Sequence[Source], more_may_come: bool, quiet_seconds: float) -> None:
@@ -168,7 +173,7 @@ class FetchSession:
             self._active.pop(name, None)
             self._plan.drop_source(name)
             self._fellows.gone(name)
-            self._set_aside[name] = trio.current_time() + self._limits.ask_peers_seconds
+            self._set_aside[name] = trio.current_time() + self._limits.set_aside_seconds
             self._wake()
 
     async def _run_lane(self, state: _SourceState, label: str) -> None:
@@ -260,13 +265,13 @@ class FetchSession:
         finally:
             self._plan.give_back(name, missing)
         state.failures = 0
-        if trio.current_time() - started < _FAST_SECONDS:
+        if trio.current_time() - started < _FAST_SECONDS and trio.current_time() >= self._gentle_until:
             state.window_bytes = min(self._limits.window_bytes_max, state.window_bytes * 2)
 
     async def _failed(self, state: _SourceState, error: OctonodeError) -> bool:
         """What a lane's failure means for its source; False when the lane is to end."""
         name = state.source.name
-        self._last_error = error.message
+        self._last_error = error.message if name in error.message else f"{name}: {error.message}"
         if isinstance(error, VerificationFailed):
             self._ban(name, error.message)
             return False
@@ -278,7 +283,10 @@ class FetchSession:
         if isinstance(error, Stalled):
             state.window_bytes = max(self._limits.window_bytes_start // 4, state.window_bytes // 2)
         if state.failures >= self._limits.failures_max * state.source.lanes:
+            self._set_aside_times[name] += 1
             log.info("%s is set aside: %s", name, error.message)
+            if self._set_aside_times[name] >= self._limits.set_aside_max:
+                self._ban(name, error.message)
             state.scope.cancel()
             return False
         if isinstance(error, NotFound):
@@ -297,6 +305,7 @@ class FetchSession:
     def _verified(self, source: str, leaves: list[Leaf]) -> None:
         fresh = self._plan.verified(leaves)
         self.by_source[self._labels[source]] += fresh
+        self._set_aside_times.pop(source, None)
         if fresh:
             self._last_byte_at = trio.current_time()
         self._wake()

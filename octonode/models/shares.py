@@ -13,8 +13,9 @@ from typing import Final
 
 GROUP_LEAVES_MAX: Final = 16
 """Neighbouring leaves go to one owner, so that it can ask for them in one run."""
-GROUPS_PER_FETCHER: Final = 8
-"""At least so many groups for each, where there are leaves enough: shares come out about equal."""
+GROUPS: Final = 64
+"""At least so many groups, where there are leaves enough: shares come out about equal. The size of a group depends on
+the model alone, so that all who share have the same groups, whoever each of them knows."""
 
 
 def share_out(names: Collection[str], leaf_count: int) -> dict[str, int]:
@@ -22,7 +23,7 @@ def share_out(names: Collection[str], leaf_count: int) -> dict[str, int]:
     shares = dict.fromkeys(sorted(names), 0)
     if not shares:
         return {}
-    group_leaves = max(1, min(GROUP_LEAVES_MAX, leaf_count // (len(shares) * GROUPS_PER_FETCHER)))
+    group_leaves = max(1, min(GROUP_LEAVES_MAX, leaf_count // GROUPS))
     keys = [(name, hashlib.sha256(name.encode())) for name in shares]
     for number, first in enumerate(range(0, leaf_count, group_leaves)):
         owner = max(keys, key=lambda pair: (_weight(pair[1], number), pair[0]))[0]

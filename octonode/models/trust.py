@@ -1,13 +1,18 @@
-"""Whose manifests count: a small table of publishers in `OCTONODE_HOME/trust.json`, written atomically."""
+"""Whose manifests count: a small table of publishers in `OCTONODE_HOME/trust.json`, written atomically.
+
+Beside them stand the roots that the user took without any publisher's signature, so that they are asked for once.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from octonode.errors import ConfigError, NotFound, OctonodeError
 from octonode.ids import PeerId, public_key_from_peer_id
@@ -15,6 +20,7 @@ from octonode.models.placing import write_atomically
 from octonode.models.reference import BadReference, is_peer_id
 
 PUBLISHERS_MAX: Final = 10_000
+UNSIGNED_MAX: Final = 10_000
 ALIAS_CHARACTERS_MAX: Final = 63
 
 
@@ -24,6 +30,32 @@ class Publisher:
     alias: str
     """Empty, or a name of our own for this publisher."""
     since_ms: int
+
+    @property
+    def public_key(self) -> str:
+        """The Ed25519 key, 64 hex digits."""
+        return public_key_from_peer_id(self.peer_id).hex()
+
+    @property
+    def fingerprint(self) -> str:
+        """`SHA256:` and the digest of the key in base64 without padding: short enough to be read out and compared."""
+        digest = hashlib.sha256(public_key_from_peer_id(self.peer_id)).digest()
+        return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The file as it was read."""
+
+    mark: tuple[int, int, int]
+    """Inode, time and size of the file: while they stand it is not read again."""
+    publishers: tuple[Publisher, ...] = ()
+    named: frozenset[str] = frozenset()
+    unsigned: tuple[str, ...] = ()
+    """Root CIDs, the latest last."""
+
+
+_NO_TABLE: Final = _Table((0, 0, 0))
 
 
 class NotTrusted(OctonodeError):
@@ -40,31 +72,33 @@ class TrustTable:
         self._always = frozenset(always)
         self._trust_all = trust_all
         self._lock = threading.Lock()
-        self._read: tuple[tuple[int, int, int], tuple[Publisher, ...], frozenset[str]] = ((0, 0, 0), (), frozenset())
+        self._read = _NO_TABLE
 
     def publishers(self) -> tuple[Publisher, ...]:
         """Those in the table, as any process wrote it last. Raises ConfigError when the file is damaged."""
-        return self._current()[0]
+        return self._current().publishers
 
-    def _current(self) -> tuple[tuple[Publisher, ...], frozenset[str]]:
-        """The rows and their peer ids. The file is read when it was replaced; else this costs a stat."""
+    def _current(self) -> _Table:
+        """The file is read when it was replaced; else this costs a stat."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
-            return (), frozenset()
+            return _NO_TABLE
         mark = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if self._read[0] != mark:
-            rows = self._rows()
-            self._read = (mark, rows, frozenset(row.peer_id for row in rows))
-        return self._read[1:]
+        if self._read.mark != mark:
+            self._read = self._load(mark)
+        return self._read
 
-    def _rows(self) -> tuple[Publisher, ...]:
+    def _load(self, mark: tuple[int, int, int]) -> _Table:
         try:
-            rows = json.loads(self._path.read_text(encoding="utf-8"))["publishers"]
-            return tuple(Publisher(PeerId(str(r["peer_id"])), str(r["alias"]), int(r["since_ms"])) for r in rows)
+            value = json.loads(self._path.read_text(encoding="utf-8"))
+            rows = value["publishers"]
+            publishers = tuple(Publisher(PeerId(str(r["peer_id"])), str(r["alias"]), int(r["since_ms"])) for r in rows)
+            unsigned = tuple(str(root) for root in value.get("unsigned", ()))
+            return _Table(mark, publishers, frozenset(row.peer_id for row in publishers), unsigned)
         except FileNotFoundError:
-            return ()
-        except (ValueError, KeyError, TypeError) as error:
+            return _NO_TABLE
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{self._path} is damaged ({error}); restore it, or remove it and trust anew") from None
 
     def aliases(self) -> dict[str, PeerId]:
@@ -78,7 +112,7 @@ class TrustTable:
 
     def is_named(self, peer_id: str) -> bool:
         """True for publishers in the table or the configuration, whatever `trust_all` says."""
-        return peer_id in self._always or peer_id in self._current()[1]
+        return peer_id in self._always or peer_id in self._current().named
 
     def require(self, peer_id: str, what: str) -> None:
         """Raises NotTrusted that shows the key and says how to trust it."""
@@ -93,12 +127,7 @@ class TrustTable:
 
     def add(self, peer_id: str, alias: str = "", *, now_ms: int) -> Publisher:
         """Trust a publisher from now on; again with another alias renames. Raises BadReference."""
-        if not is_peer_id(peer_id):
-            raise BadReference(f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
-        if alias and (not alias.replace("-", "").replace("_", "").isalnum() or len(alias) > ALIAS_CHARACTERS_MAX):
-            raise BadReference(
-                f"{alias!r} cannot be an alias: letters, digits, - and _, at most {ALIAS_CHARACTERS_MAX}"
-            )
+        _check(peer_id, alias)
         with self._lock:
             rows = [publisher for publisher in self.publishers() if publisher.peer_id != peer_id]
             if alias and any(row.alias == alias for row in rows):
@@ -109,6 +138,33 @@ class TrustTable:
             self._write([*rows, added])
         return added
 
+    def add_all(self, rows: Sequence[tuple[str, str]], *, now_ms: int) -> tuple[int, int, tuple[str, ...]]:
+        """Trust all of a list of (peer id, alias), or none: (added, trusted before, those whose alias is another's).
+
+        Who is trusted already keeps an alias of its own. Raises BadReference, and nothing is written.
+        """
+        with self._lock:
+            kept = {row.peer_id: row for row in self.publishers()}
+            before = len(kept)
+            taken = {row.alias: row.peer_id for row in kept.values() if row.alias}
+            without = []
+            for peer_id, alias in rows:
+                _check(peer_id, alias)
+                known = kept.get(PeerId(peer_id))
+                free = not alias or taken.setdefault(alias, PeerId(peer_id)) == peer_id
+                if not free:
+                    without.append(peer_id)
+                if known is None or (alias and free and not known.alias):
+                    since_ms = known.since_ms if known else now_ms
+                    kept[PeerId(peer_id)] = Publisher(PeerId(peer_id), alias if free else "", since_ms)
+            if len(kept) > PUBLISHERS_MAX:
+                raise BadReference(
+                    f"with this list {len(kept)} publishers were trusted; at most {PUBLISHERS_MAX} may be"
+                )
+            self._write(list(kept.values()))
+        added = len(kept) - before
+        return added, len({peer_id for peer_id, _ in rows}) - added, tuple(without)
+
     def remove(self, publisher: str) -> None:
         """By peer id or alias. Raises NotFound."""
         with self._lock:
@@ -118,7 +174,34 @@ class TrustTable:
                 raise NotFound(f"{publisher!r} is not in the trust table; see: octonode models trust")
             self._write(kept)
 
-    def _write(self, rows: Sequence[Publisher]) -> None:
+    def unsigned(self) -> tuple[str, ...]:
+        """Roots that the user takes though no publisher signed for them."""
+        return self._current().unsigned
+
+    def allow_unsigned(self, root: str) -> None:
+        """Take this root without a signature from now on. At UNSIGNED_MAX the one allowed longest ago is forgotten."""
+        with self._lock:
+            kept = [each for each in self.unsigned() if each != root]
+            if len(kept) + 1 != len(self.unsigned()):
+                self._write(self.publishers(), [*kept, root][-UNSIGNED_MAX:])
+
+    def disallow_unsigned(self, root: str) -> None:
+        """Ask again before this root is taken."""
+        with self._lock:
+            if root in self.unsigned():
+                self._write(self.publishers(), [each for each in self.unsigned() if each != root])
+
+    def _write(self, rows: Sequence[Publisher], unsigned: Sequence[str] | None = None) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        data = json.dumps({"publishers": [asdict(row) for row in rows]}, indent=1).encode() + b"\n"
-        write_atomically(self._path, data, 0o600)
+        value: dict[str, Any] = {"publishers": [asdict(row) for row in rows]}
+        if roots := list(self.unsigned() if unsigned is None else unsigned):
+            value["unsigned"] = roots
+        write_atomically(self._path, json.dumps(value, indent=1).encode() + b"\n", 0o600)
+
+
+def _check(peer_id: str, alias: str) -> None:
+    if not is_peer_id(peer_id):
+        raise BadReference(f"{peer_id[:64]!r} is not a peer id (12D3KooW...)")
+    plain = alias.replace("-", "").replace("_", "")
+    if alias and (not plain.isalnum() or not plain.isascii() or len(alias) > ALIAS_CHARACTERS_MAX):
+        raise BadReference(f"{alias!r} cannot be an alias: letters, digits, - and _, at most {ALIAS_CHARACTERS_MAX}")

@@ -10,13 +10,14 @@ from typing import Final
 from octonode.errors import OctonodeError
 from octonode.ipfs.layout import Leaf
 from octonode.models import bitmap
+from octonode.models.disk import disk_error
 from octonode.models.held import DATA, HeldModel
 from octonode.models.index import FileRow
-from octonode.models.placing import copy, disk_full, fsync_directory, preallocate
+from octonode.models.placing import copy, fsync_directory, preallocate
 
 SYNC_BYTES: Final = 64 * 1024 * 1024
 """Bytes written before they are synced and marked: what a crash costs at most, beside what is in flight."""
-_LOCK: Final = "write.lock"
+WRITE_LOCK: Final = "write.lock"
 
 
 class LeafWriter:
@@ -24,7 +25,10 @@ class LeafWriter:
 
     def __init__(self, model: HeldModel) -> None:
         self.model = model
-        self._lock_fd = os.open(model.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._lock_fd = os.open(model.directory / WRITE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise disk_error(error, model.directory, model.row.size_bytes) from error
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -33,6 +37,11 @@ class LeafWriter:
                 f"{model.root} is already being written by another octonode process; wait for it or stop it",
                 code="ALREADY_RUNNING",
             ) from None
+        try:
+            self._lease = model.leases.take("fetch", "a fetch")
+        except OctonodeError:
+            os.close(self._lock_fd)
+            raise
         self._fds: dict[int, int] = {}
         self._pending = 0
         self._pending_bytes = 0
@@ -55,9 +64,10 @@ class LeafWriter:
                 written = os.pwrite(fd, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            raise disk_full(error, self.model.path_of(file), self.model.row.size_bytes) from error
+            raise disk_error(error, self.model.path_of(file), self.model.row.size_bytes) from error
         with self._lock:
             self._pending |= 1 << leaf.number
+            self.model.unsynced |= 1 << leaf.number
             self._pending_bytes += leaf.size_bytes
 
     def sync(self) -> None:
@@ -73,11 +83,20 @@ class LeafWriter:
                     os.fdatasync(fd)
                 self.model.change_bits(add=done)
             except OSError as error:
-                raise disk_full(error, self.model.directory) from error
+                raise disk_error(error, self.model.directory) from error
+            finally:
+                with self._lock:
+                    self.model.unsynced &= ~done
 
     def finish(self) -> None:
         """Sync; when every leaf is held, make the files read-only and the model complete."""
         self.sync()
+        try:
+            self._complete()
+        except OSError as error:
+            raise disk_error(error, self.model.directory) from error
+
+    def _complete(self) -> None:
         model = self.model
         if model.have_bits() != bitmap.full(model.row.leaf_count):
             return
@@ -95,10 +114,14 @@ class LeafWriter:
         model.refresh()
 
     def close(self) -> None:
+        """Idempotent."""
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             os.close(fd)
-        os.close(self._lock_fd)
+        if self._lock_fd >= 0:
+            self._lease.close()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def _fd(self, file: FileRow) -> int:
         with self._lock:

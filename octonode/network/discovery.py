@@ -51,10 +51,10 @@ async def any_bytes(data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who has blocks of a model, with the address to fetch them from."""
+    """Who has blocks of a model, with the address of the gateway to fetch them from; None where there is none."""
 
     announcement: Announcement
-    gateway: GatewayAddress
+    gateway: GatewayAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +113,30 @@ class Discovery:
         """The same as `find`."""
         return await self.find(root)
 
-    async def holders(self, root: str) -> list[Holder]:
-        """Peers that hold blocks of `root` and have a gateway; connected now. Raises RootError."""
+    async def holders(self, root: str, *, ask: bool = True) -> list[Holder]:
+        """Peers that hold blocks of `root`, wholly or in part; connected now, where they can be reached.
+
+        Without `ask` the network is not searched: what peers announced by themselves is what is known. Raises RootError.
+        """
         key = keys.blocks_key(root_digest(root))
 
         def known() -> list[Announcement]:
             return self._peerbook.holding(root, self._now_ms())
 
-        await self._search("blocks", root, key, known)
+        if ask:
+            await self._search("blocks", root, key, known)
         await self._connect_all([announcement.peer_id for announcement in known()])
         found = []
         for announcement in known():
             observed = self._host.observed_ip(announcement.peer_id)
             gateway = gateway_of(announcement.peer_id, announcement.gateway_port, observed)
-            if gateway is not None:
+            if observed is not None:
                 found.append(Holder(announcement, gateway))
         return found
 
     async def gateways(self, root: str) -> list[GatewayAddress]:
         """Where blocks of `root` can be fetched. Raises RootError."""
-        return [holder.gateway for holder in await self.holders(root)]
+        return [holder.gateway for holder in await self.holders(root) if holder.gateway is not None]
 
     async def find_manifest(self, publisher: PeerId, name: str, genuine: Genuine = any_bytes) -> list[FoundManifest]:
         """Distinct signed manifests under a name, as shown by peers: verify each, take the highest sequence.

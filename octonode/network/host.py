@@ -123,9 +123,17 @@ class ContentRouting(Protocol):
 class ValueStore(Protocol):
     """Signed records by key, such as `/octo/<peer id>`. Validators of the namespace decide what is accepted."""
 
-    async def put(self, key: str, value: bytes) -> bool: ...
+    async def put(self, key: str, value: bytes) -> bool:
+        """False when no peer took it, and when a better one is kept here or by all of them.
 
-    async def get(self, key: str) -> bytes | None: ...
+        Raises LocalProtocolError for a key of no namespace of ours, and what the validator raises for our own record.
+        """
+        ...
+
+    async def get(self, key: str, timeout_seconds: float = 30.0) -> bytes | None:
+        """The best that is known here or by the peers nearest to the key and that our validator accepts, of those that
+        answered in time."""
+        ...
 
 
 class PubSub(Protocol):

@@ -13,6 +13,8 @@ from octonode.ids import NAME_KEY_DOMAIN, SERVE_KEY_DOMAIN, TIER_KEY_DOMAIN, Pee
 KEY_BYTES = 32
 TIER_BUCKETS = 16
 VALUE_NAMESPACE = "octo"
+NAME_NAMESPACE = "octo-model"
+VALUE_NAMESPACES = (VALUE_NAMESPACE, NAME_NAMESPACE)
 _SHA2_256_MULTIHASH = b"\x12\x20"
 
 
@@ -51,6 +53,16 @@ def name_key(publisher: PeerId, name: str) -> bytes:
 def record_key(peer_id: PeerId) -> str:
     """Where a peer's signed announcement stands in the value store."""
     return f"/{VALUE_NAMESPACE}/{peer_id}"
+
+
+def in_namespace(key: str) -> bool:
+    """Whether values are kept under such a key at all."""
+    return key.startswith(tuple(f"/{namespace}/" for namespace in VALUE_NAMESPACES))
+
+
+def name_record_key(publisher: PeerId, name: str) -> str:
+    """Where a publisher's signed record of a name stands in the value store."""
+    return f"/{NAME_NAMESPACE}/{publisher}/{name}"
 
 
 def multihash(key: bytes) -> bytes:

@@ -49,6 +49,8 @@ class _Contact:
     reason: str = ""
     done: bool = False
     busy: bool = False
+    is_stranger: bool = False
+    """It speaks other protocols than ours, as a plain IPFS node does: welcome, and no company."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,11 @@ class Membership:
         """How we stand in the network, and why we see nobody, in sentences."""
         connected = self._host.connected
         greeted = {peer for peer in connected if self._hello.greeted_at_ms(peer) is not None}
-        failing = {p: c.reason for p, c in self._contacts.items() if c.reason and p in connected and p not in greeted}
+        failing = {
+            peer: contact.reason
+            for peer, contact in self._contacts.items()
+            if contact.reason and peer in connected - greeted and not (contact.is_stranger and greeted)
+        }
         dials = tuple(kept.dial for kept in self._kept)
         known = len(self._peerbook.peers(self._now_ms()))
         refused = {p: b.reason for p, b in self._back_offs.items() if p not in connected}
@@ -154,7 +160,7 @@ class Membership:
                 kept.dial.succeeded()
                 await trio.sleep(LOOK_EVERY_SECONDS)
                 continue
-            if not kept.always and len(self._host.connected) >= self._wanted:
+            if not kept.always and self._octonodes >= self._wanted:
                 await trio.sleep(DIAL_FIRST_SECONDS)
                 continue
             try:
@@ -207,7 +213,8 @@ class Membership:
                 await self._hello.peers(peer_id)
                 contact.done, contact.reason = True, ""
             except ProtocolNotSupported:
-                contact.done, contact.reason = True, "it does not speak octonode's hello protocol"
+                contact.done = contact.is_stranger = True
+                contact.reason = "it does not speak octonode's hello protocol"
             except OctonodeError as error:
                 contact.failures += 1
                 contact.reason = f"{error.code}: {error.message}"
@@ -219,6 +226,12 @@ class Membership:
 
     # Enough connections.
 
+    @property
+    def _octonodes(self) -> int:
+        """Connected peers, but for those that are known to be none of ours: these do not keep us in the network."""
+        contacts = (self._contacts.get(peer) for peer in self._host.connected)
+        return sum(contact is None or not contact.is_stranger for contact in contacts)
+
     async def _keep_filling(self) -> None:
         while True:
             with trio.move_on_after(5.0 * (0.75 + 0.5 * self._random.random())):
@@ -227,7 +240,7 @@ class Membership:
             await trio.sleep(0.1)
 
     async def _fill(self) -> None:
-        missing = self._wanted - len(self._host.connected)
+        missing = self._wanted - self._octonodes
         if missing <= 0:
             return
         now = trio.current_time()

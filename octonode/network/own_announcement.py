@@ -13,7 +13,15 @@ from octonode.network.addresses import AddressError, announceable
 from octonode.network.clock import NowMs
 from octonode.network.host import Host
 from octonode.network.sequence import Sequence as Numbers
-from octonode.protocol.announcement import Announcement, HardwareValue, Holding, Serving, fit, sign_announcement
+from octonode.protocol.announcement import (
+    Announcement,
+    HardwareValue,
+    Holding,
+    Serving,
+    StorageRoom,
+    fit,
+    sign_announcement,
+)
 
 Model = TypeVar("Model", Serving, Holding)
 
@@ -36,6 +44,8 @@ class NodeFacts:
     access: str = "token"
     region: str = ""
     agent_version: str = ""
+    role: str = "full"
+    storage: StorageRoom | None = None
     names: tuple[str, ...] = ()
     """`<publisher>/<name>` of signed manifests that we can show, beyond those of `serving` and `holding`."""
 
@@ -43,7 +53,7 @@ class NodeFacts:
     def material(self) -> object:
         """What peers must hear of at once when it changes: all but the figures that move with every task."""
         serving = tuple(replace(s, running=0, tokens_per_second=0.0, first_token_ms=0) for s in self.serving)
-        return replace(self, serving=serving)
+        return replace(self, serving=serving, storage=None)
 
 
 Facts = Callable[[], NodeFacts]
@@ -142,6 +152,8 @@ class OwnAnnouncement:
             access=facts.access,
             region=facts.region,
             agent_version=facts.agent_version,
+            role=facts.role,
+            storage=None if self._leaving else facts.storage,
         )
         fitted = fit(announcement)
         return Signed(fitted, sign_announcement(self._signer, fitted))

@@ -20,22 +20,42 @@ from octonode.config import Config, split_host_port
 from octonode.engines.select import require_engine
 from octonode.identity import NodeKey
 from octonode.ids import AGENT_PROTOCOL
-from octonode.ipfs.gateway import Gateway, GatewayLimits
+from octonode.ipfs.bitswap import Bitswap
+from octonode.ipfs.gateway import Gateway, GatewayLimits, Pace
 from octonode.metrics import Metrics
+from octonode.models.sources.bitswap import BitswapSource
 from octonode.models.store import ModelStore
-from octonode.network.clock import wall_clock_ms
+from octonode.node.arrivals import Arrivals, build_arrivals
+from octonode.node.bridges import Bridges
+from octonode.node.cache_room import Keeping, build_keeping
 from octonode.node.counting import count
 from octonode.node.doctor import Doctor
 from octonode.node.events import Events
-from octonode.node.evicting import Evictor
+from octonode.node.fetch_verbs import FetchVerbs
+from octonode.node.fetches import Fetches
+from octonode.node.fitting import Fitting
 from octonode.node.lock import daemon_file
 from octonode.node.models import Models
 from octonode.node.peers import Peers
 from octonode.node.records import CountedLog
-from octonode.node.rooms import Holdings, Presence, Reach, build_holdings, build_presence, build_reach
+from octonode.node.rooms import (
+    Holdings,
+    Presence,
+    Reach,
+    build_bitswap,
+    build_fetches,
+    build_holdings,
+    build_presence,
+    build_reach,
+)
+from octonode.node.storage import Pins, Storage, to_serve
+from octonode.node.storage_room import build_keeper, build_pins
+from octonode.node.switching import Switcher, available_memory_bytes
+from octonode.node.versions import Versions
 from octonode.node.view import VERSION, View
 from octonode.node.watch import watch
 from octonode.tasks.dispatcher import Dispatcher
+from octonode.tasks.pinning import SKILL
 from octonode.tasks.provider import Provider
 
 DRAIN_SECONDS = 10.0
@@ -56,9 +76,14 @@ class Node:
     reach: Reach
     holdings: Holdings
     presence: Presence
+    fetches: Fetches
+    keeping: Keeping
+    arrivals: Arrivals
+    storage: Storage
     dispatcher: Dispatcher
     provider: Provider
     gateway: Gateway | None
+    bitswap: Bitswap | None
     view: View
     app: Any
     watching: Callable[[], Awaitable[None]]
@@ -67,10 +92,11 @@ class Node:
 
 def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event) -> Node:
     """Raises ConfigError for settings and files that cannot be."""
-    require_engine(config.engines.default)
+    if config.node.role == "full":
+        require_engine(config.engines.default)
     metrics = Metrics(VERSION)
     reach = build_reach(config, key)
-    holdings = build_holdings(config, key, reach, events, metrics)
+    holdings = build_holdings(config, key, reach)
     host, peerbook, residency = reach.network.host, reach.peerbook, holdings.residency
     counted = CountedLog(holdings.state, metrics)
     view = View(
@@ -79,35 +105,40 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     )  # fmt: skip
     presence = build_presence(config, key, reach, facts=view.announced, manifests=holdings.shelf)
     holdings.resolver.connect(presence.discovery)
-    holdings.source.connect(presence.discovery, presence.announcer.changed, _evictor(reach, holdings, events))
+    holdings.names.connect(host, reach.network.values, reach.chance)
+    pace = Pace(config.gateway.upload_bytes_per_second_max)
+    bitswap = build_bitswap(config, reach, holdings, pace, metrics)
+    fetches = build_fetches(
+        config, key, reach, holdings, presence, over_bitswap=partial(BitswapSource, bitswap) if bitswap else None,
+        events=events, metrics=metrics,
+    )  # fmt: skip
+    holdings.source.connect(fetches, presence.announcer.changed)
+    keeping = build_keeping(config, reach, holdings, fetches, view, events)
+    storage = build_keeper(config, key, reach, holdings, presence, fetches, view)
+    arrivals = build_arrivals(config, key, holdings, keeping.evictor.make_room)
     dispatcher = Dispatcher(
         host=host, signer=key, settings=config.tasks, providers=presence.discovery, resident=residency,
         slots=holdings.slots, receipts=holdings.state, tasks=counted, token_for=reach.access.show,
     )  # fmt: skip
     provider = Provider(
         signer=key, settings=config.tasks, resident=residency, slots=holdings.slots, access=reach.access,
-        receipts=holdings.state, tasks=counted,
+        receipts=holdings.state, tasks=counted, skills={SKILL: storage.pinning},
     )  # fmt: skip
     host.handle(AGENT_PROTOCOL, provider.handle)
     doctor = Doctor(
-        config,
-        host,
-        presence.hello,
-        peerbook,
-        presence.membership,
-        presence.announcer,
-        holdings.supervisor,
+        config, host, presence.hello, peerbook, presence.membership, presence.announcer, holdings.supervisor,
         reach.chance,
-    )
+    )  # fmt: skip
     view.examine_with(doctor.examine)
     watching = partial(
         watch, config=config, host=host, peerbook=peerbook, residency=residency, supervisor=holdings.supervisor,
         slots=holdings.slots, view=view, events=events, metrics=metrics, changed=presence.announcer.changed,
     )  # fmt: skip
-    ports = _ports(config, key, reach, holdings, presence, view, dispatcher)
+    pins = build_pins(config, key, reach, holdings, storage, counted)
+    ports = _ports(config, key, reach, holdings, presence, fetches, keeping, arrivals, pins, view, dispatcher)
     app = make_app(ports, config=config.api, token=load_or_create_token(config.home), metrics=metrics.registry)
-    gateway = _gateway(config, holdings.store, metrics)
-    counting = _counting(metrics, reach, presence, dispatcher)
+    gateway = _gateway(config, holdings.store, pace, metrics)
+    counting = _counting(metrics, reach, presence, dispatcher, bitswap)
     return Node(
         config,
         key,
@@ -116,9 +147,14 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
         reach,
         holdings,
         presence,
+        fetches,
+        keeping,
+        arrivals,
+        storage,
         dispatcher,
         provider,
         gateway,
+        bitswap,
         view,
         app,
         watching,
@@ -132,34 +168,46 @@ def _ports(
     reach: Reach,
     holdings: Holdings,
     presence: Presence,
+    fetches: Fetches,
+    keeping: Keeping,
+    arrivals: Arrivals,
+    pins: Pins,
     view: View,
     dispatcher: Dispatcher,
 ) -> Ports:
     models = Models(
         own=key.peer_id, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
         source=holdings.source, residency=holdings.residency, announcer=presence.announcer, peerbook=reach.peerbook,
-        wishes=holdings.wishes,
+        wishes=holdings.wishes, fetches=fetches, checks=keeping.checks,
+        runs_models=config.node.role == "full",
     )  # fmt: skip
+    arrivals.uploads.connect(models)
     peers = Peers(
         home=config.home, host=reach.network.host, peerbook=reach.peerbook, membership=presence.membership,
         access=reach.access, tokens=reach.tokens,
     )  # fmt: skip
-    return Ports(asking=dispatcher, models=models, node=view, peers=peers, records=holdings.state)
+    return Ports(
+        asking=dispatcher, models=models, node=view, peers=peers, records=holdings.state,
+        versions=_versions(key, holdings, models), pins=pins, uploads=arrivals.uploads,
+        bridges=Bridges(holdings.library, models, kubo_rpc=config.models.kubo_rpc),
+        fetches=FetchVerbs(fetches, holdings.library.catalogue, holdings.resolver), cache=keeping.cache,
+        fitting=Fitting(
+            home=config.home, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
+            gate=holdings.gate,
+        ),
+    )  # fmt: skip
 
 
-def _evictor(reach: Reach, holdings: Holdings, events: Events) -> Evictor:
-    def others(root: str) -> int:
-        holders = reach.peerbook.holding(root, wall_clock_ms())
-        return sum(item.root == root and item.complete for each in holders for item in each.holding)
-
-    return Evictor(
-        holdings.library, holdings.shelf, others=others, in_use=lambda root: holdings.residency.model(root) is not None,
-        emit=events.emit,
+def _versions(key: NodeKey, holdings: Holdings, models: Models) -> Versions:
+    switcher = Switcher(models, holdings.residency, holdings.wishes, available_bytes=available_memory_bytes)
+    return Versions(
+        own=key.peer_id, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
+        names=holdings.names, source=holdings.source, models=models, switcher=switcher,
     )  # fmt: skip
 
 
 def _counting(
-    metrics: Metrics, reach: Reach, presence: Presence, dispatcher: Dispatcher
+    metrics: Metrics, reach: Reach, presence: Presence, dispatcher: Dispatcher, bitswap: Bitswap | None
 ) -> Callable[[], Awaitable[None]]:
     pubsub, intake, fanout = reach.network.pubsub, reach.intake, presence.fanout
     return partial(
@@ -168,12 +216,13 @@ def _counting(
             (lambda: {"": dispatcher.moved_on}, lambda _, more: metrics.next_candidates.inc(more)),
             (lambda: intake.counts, metrics.protocol_error),
             (lambda: fanout.counts, metrics.protocol_error),
+            (lambda: bitswap.counts if bitswap else {}, metrics.protocol_error),
             (lambda: {"queue full": pubsub.dropped}, lambda why, more: metrics.gossip_dropped.labels(why).inc(more)),
         ),
     )
 
 
-def _gateway(config: Config, store: ModelStore, metrics: Metrics) -> Gateway | None:
+def _gateway(config: Config, store: ModelStore, pace: Pace, metrics: Metrics) -> Gateway | None:
     if not config.gateway.enabled:
         return None
     limits = GatewayLimits(
@@ -181,7 +230,9 @@ def _gateway(config: Config, store: ModelStore, metrics: Metrics) -> Gateway | N
         upload_bytes_per_second_max=config.gateway.upload_bytes_per_second_max,
     )
     served = metrics.block_bytes.labels("served")
-    return Gateway(config.gateway.listen, store, limits, on_sent=lambda _, size_bytes: served.inc(size_bytes))
+    return Gateway(
+        config.gateway.listen, store, limits, on_sent=lambda _, size_bytes: served.inc(size_bytes), pace=pace
+    )
 
 
 async def run(node: Node, on_ready: Callable[[Mapping[str, Any]], None]) -> None:
@@ -209,6 +260,8 @@ async def run(node: Node, on_ready: Callable[[Mapping[str, Any]], None]) -> None
 async def _start(node: Node, work: trio.Nursery) -> None:
     """In order of need: what keeps records, what runs models, what reaches peers, and then the work itself."""
     await node.holdings.source.refresh()
+    if node.bitswap is not None:
+        await work.start(node.bitswap.run)  # before the first peer can ask
     for service in (node.holdings.state.run, node.holdings.supervisor.run, node.reach.network.run):
         await work.start(service)
     if node.gateway is not None:
@@ -216,13 +269,17 @@ async def _start(node: Node, work: trio.Nursery) -> None:
         host, _ = split_host_port(node.config.gateway.listen, "gateway.listen")
         node.view.gateway_port = node.gateway.port
         node.view.gateway_listen = f"{host}:{node.gateway.port}"
-    for service in (node.dispatcher.run, node.provider.run, node.holdings.residency.run):
+    for service in (node.fetches.run, node.dispatcher.run, node.provider.run, node.holdings.residency.run):
         await work.start(service)
     for service in (node.presence.fanout.run, node.presence.announcer.run, node.presence.membership.run):
         await work.start(service)
+    await work.start(node.holdings.names.run)
+    await work.start(node.keeping.cache.run)
+    await work.start(node.storage.keeping.run)
     work.start_soon(node.watching)
+    work.start_soon(node.arrivals.run)
     work.start_soon(node.counting)
-    for reference in (*node.config.models.serve, *node.holdings.wishes.all()):
+    for reference in to_serve(node.config, node.holdings.wishes.all()):
         node.holdings.residency.add(reference)
 
 

@@ -16,6 +16,8 @@ from octonode.api.schema import Finding
 from octonode.config import Config, split_host_port
 from octonode.engines.select import available_engines, default_threads
 from octonode.engines.supervisor import Supervisor
+from octonode.models.disk import disk_error, probe
+from octonode.models.placing import FREE_BYTES_MARGIN
 from octonode.network import reachability
 from octonode.network.announcer import Announcer
 from octonode.network.clock import Chance, wall_clock_ms
@@ -31,7 +33,7 @@ MEMORY_WARNING_BYTES = 2_000_000_000
 
 def examine_machine(config: Config, *, daemon_runs: bool = False) -> list[Finding]:
     """Home, disk, memory, engines, driver; ports too while no daemon holds them."""
-    findings = [_home(config), _disk(config), _memory(), _engines(), _driver(config)]
+    findings = [_home(config), _disk(config), _memory(), _engines(config), _driver(config), *_storage(config)]
     if not daemon_runs:
         findings += [_port(name, getattr(config, name).listen) for name in ("api", "network", "gateway")]
         findings.append(Finding("daemon", "warning", "no daemon runs on this home", "octonode start"))
@@ -47,8 +49,16 @@ def _home(config: Config) -> Finding:
 
 def _disk(config: Config) -> Finding:
     place = config.home if config.home.exists() else config.home.parent
+    models = config.home / "models"
+    if models.exists():
+        place = models
+        fault = probe(models)
+        if fault is not None:
+            return Finding("disk", "failed", disk_error(fault, models).message, "octonode models gc --free SIZE")
     free = shutil.disk_usage(place if place.exists() else "/").free
     text = f"{free / 1e9:.1f} GB free for models in {config.home}"
+    if free < FREE_BYTES_MARGIN:
+        return Finding("disk", "failed", text, "octonode models gc --free SIZE, or move OCTONODE_HOME to a larger disk")
     if free < DISK_WARNING_BYTES:
         return Finding("disk", "warning", text, "free some space, or move OCTONODE_HOME to a larger disk")
     return Finding("disk", "ok", text)
@@ -62,7 +72,30 @@ def _memory() -> Finding:
     return Finding("memory", "ok", text)
 
 
-def _engines() -> Finding:
+def _storage(config: Config) -> list[Finding]:
+    settings = config.storage
+    if config.node.role != "storage" and not settings.allowed_peers:
+        return []
+    if not settings.allowed_peers:
+        return [
+            Finding(
+                "storage",
+                "warning",
+                "nobody may pin models here",
+                "list the peer ids (octonode id) in storage.allowed_peers, and start the node again",
+            )
+        ]
+    whole = f"{settings.bytes_max / 1e9:.1f} GB" if settings.bytes_max else "what the disk has"
+    share = f", {settings.bytes_per_peer_max / 1e9:.1f} GB each" if settings.bytes_per_peer_max else ""
+    text = f"{len(settings.allowed_peers)} peers may pin models here: {whole} in all{share}"
+    if not (config.gateway.enabled or config.bitswap.enabled):
+        return [Finding("storage", "failed", f"{text}; nobody can fetch them", "set gateway.enabled = true")]
+    return [Finding("storage", "ok", text)]
+
+
+def _engines(config: Config) -> Finding:
+    if config.node.role == "storage":
+        return Finding("engines", "ok", "none needed: this node keeps models (node.role = storage)")
     real = [name for name in available_engines() if name != "scripted"]
     if not real:
         return Finding(

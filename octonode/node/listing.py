@@ -7,8 +7,10 @@ from typing import Literal
 
 from octonode.api.schema import ModelFacts
 from octonode.ids import PeerId
+from octonode.models import naming
 from octonode.models.library import Library
 from octonode.models.manifest import SignedManifest
+from octonode.models.scrubbing import ScrubNote
 from octonode.node.shelf import Held
 from octonode.protocol.announcement import Announcement, Holding, Serving
 from octonode.tasks.residency import ModelStatus
@@ -26,6 +28,7 @@ def facts_of(
     serving: Sequence[Announcement] = (),
     holding: Sequence[Announcement] = (),
     status: ModelStatus | None = None,
+    note: ScrubNote | None = None,
 ) -> ModelFacts:
     """What is not known here is empty. `serving` and `holding` are announcements of peers that have this root.
 
@@ -41,6 +44,8 @@ def facts_of(
     said: list[Serving | Holding] = [item for each in serving for item in each.serving]
     said += [item for each in holding for item in each.holding]
     announced = next((item for item in said if item.root == root and item.name), None)
+    if held is not None and signed is None:
+        announced = None  # taken as it is, by its root: nobody's name counts for it
     manifest = signed.manifest if signed else None
     publisher, name, version = _names(signed, announced)
     return ModelFacts(
@@ -55,14 +60,20 @@ def facts_of(
         complete=held.complete if held else False,
         state=_state(held, status),
         detail=status.reason if status else "",
-        format=manifest.files[0].format if manifest else "",
+        format=manifest.format if manifest else "",
         architecture=manifest.architecture if manifest else "",
         quantization=manifest.quantization if manifest else getattr(announced, "quantization", ""),
         context_tokens=manifest.context_tokens if manifest else getattr(announced, "context_tokens", 0),
         license=manifest.licence if manifest else "",
         created_at_ms=manifest.created_ms if manifest else 0,
+        unsigned=signed is None and not (announced and announced.manifest),
         trusted=signed is not None and (publisher == own or library.trust_table.is_trusted(publisher)),
+        deprecated=naming.advice(library.catalogue.names.record(publisher, name), version) if signed else "",
+        kept_as_previous=library.following.is_previous(root),
         pinned=held.entry.row.pinned if held else False,
+        last_used_at_ms=held.entry.row.last_used_ms if held else 0,
+        checked_at_ms=note.checked_ms if held and note else 0,
+        damaged_blocks=note.damaged if held and note and not held.complete else 0,
         servers=tuple(servers),
         holders=tuple(holders),
     )

@@ -21,19 +21,23 @@ from octonode.api.schema import (
     ServeModel,
     VerifyModel,
 )
-from octonode.errors import NotFound, OctonodeError, VerificationFailed
+from octonode.errors import NotFound, OctonodeError
 from octonode.ids import PeerId
 from octonode.models.fetch import FetchProgress
 from octonode.models.library import Library
 from octonode.models.manifest import SignedManifest
-from octonode.models.reference import BareName, FileReference, parse
+from octonode.models.reference import BareName, FileReference, HubReference, NameReference, Reference, parse
+from octonode.network.addresses import parse_peer
 from octonode.network.announcer import Announcer
 from octonode.network.clock import wall_clock_ms
 from octonode.network.peerbook import Peerbook
+from octonode.node.checks import Checks
+from octonode.node.fetches import Fetches
 from octonode.node.listing import facts_of
+from octonode.node.reporting import FromThread
 from octonode.node.resolving import Resolver
 from octonode.node.shelf import Held, Shelf
-from octonode.node.source import Source
+from octonode.node.source import LOAD_PRIORITY, Source
 from octonode.node.wishes import Wishes
 from octonode.protocol.announcement import Announcement
 from octonode.tasks.residency import Residency
@@ -49,7 +53,8 @@ class Models:
 
     def __init__(
         self, *, own: PeerId, library: Library, shelf: Shelf, resolver: Resolver, source: Source, residency: Residency,
-        announcer: Announcer, peerbook: Peerbook, wishes: Wishes,
+        announcer: Announcer, peerbook: Peerbook, wishes: Wishes, fetches: Fetches, checks: Checks,
+        runs_models: bool = True,
     ) -> None:  # fmt: skip
         self._own = own
         self._library = library
@@ -60,6 +65,9 @@ class Models:
         self._announcer = announcer
         self._peerbook = peerbook
         self._wishes = wishes
+        self._fetches = fetches
+        self._checks = checks
+        self._runs_models = runs_models
 
     async def list(self) -> Sequence[ModelFacts]:
         own = [held.root for held in self._shelf.all()]
@@ -74,6 +82,10 @@ class Models:
             )
         return found
 
+    def facts(self, root: str) -> ModelFacts:
+        """What is known of a root now; nobody is asked."""
+        return self._facts(root)
+
     def _facts(self, root: str, signed: SignedManifest | None = None) -> ModelFacts:
         held, now_ms = self._shelf.get(root), wall_clock_ms()
         return facts_of(
@@ -85,6 +97,7 @@ class Models:
             holding=self._peerbook.holding(root, now_ms),
             status=self._residency.model(root),
             library=self._library,
+            note=self._checks.note(root),
         )
 
     async def add(self, request: AddModel, report: Report) -> ModelOutcome:
@@ -95,7 +108,10 @@ class Models:
             version=request.version,
             licence=request.license,
             public=request.publish,
-            progress=_FromThread(report, "import"),
+            profile=request.profile,
+            vouched=True,
+            root=request.root,
+            progress=FromThread(report, "import"),
         )
         records = await self._provided(root.text) if request.publish else 0
         note = NO_RECORD_YET if request.publish and not records else ""
@@ -130,23 +146,45 @@ class Models:
         began = time.monotonic()
         if isinstance(parse(request.reference), FileReference):
             root, _ = await self._source.add(
-                Path(request.reference.removeprefix("file:")), progress=_FromThread(report, "import")
+                Path(request.reference.removeprefix("file:")), progress=FromThread(report, "import")
             )
             return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began)
+        if isinstance(parsed := parse(request.reference), HubReference):
+            return await self._bring(parsed, request, report)
+        for address in request.peers:
+            parse_peer(address)
         report(ModelProgress("find"))
-        root, signed = await self._resolver.root_and_manifest(request.reference)
+        root, signed = await self._resolver.to_take(request.reference, allow_unsigned=request.allow_unsigned)
         if signed is not None:
             await self._source.accept(signed, trust=request.trust)
+            asked_as = named_as(parse(request.reference), signed)
+            await trio.to_thread.run_sync(self._library.following.asked, root.text, asked_as)
         by_source: dict[str, int] = {}
 
-        def show(each: FetchProgress, sources: dict[str, int]) -> None:
-            by_source.update(sources)
-            report(ModelProgress("fetch", each.done_bytes, each.total_bytes, sources, each.bytes_per_second))
+        def show(each: FetchProgress) -> None:
+            by_source.update(each.by_source)
+            report(ModelProgress("fetch", each.done_bytes, each.total_bytes, each.by_source, each.bytes_per_second))
 
-        await self._source.fetch_model(root, show)
+        if request.background:
+            await self._fetches.start(root, priority=request.priority, hints=request.peers)
+            return ModelOutcome(
+                self._facts(root.text), note="it goes on in the background; see octonode models fetches"
+            )
+        await self._fetches.fetch(root, show, priority=request.priority, hints=request.peers)
         if request.pin:
             await trio.to_thread.run_sync(self._library.pin, f"cid:{root}")
             await self._source.refresh()
+        facts = self._facts(root.text)
+        return ModelOutcome(facts, by_source, time.monotonic() - began, note=facts.deprecated)
+
+    async def _bring(self, reference: HubReference, request: FetchModel, report: Report) -> ModelOutcome:
+        """A model of a hub; signed by us, since nobody else signed it."""
+        began = time.monotonic()
+        root, _, taken_bytes = await self._source.bring(reference, report)
+        if request.pin:
+            await trio.to_thread.run_sync(self._library.pin, f"cid:{root}")
+            await self._source.refresh()
+        by_source = {f"hf:{reference.repository}": taken_bytes} if taken_bytes else {}
         return ModelOutcome(self._facts(root.text), by_source, time.monotonic() - began)
 
     async def serve(self, request: ServeModel, report: Report) -> ModelOutcome:
@@ -154,20 +192,31 @@ class Models:
         began = time.monotonic()
         if request.stop:
             return await self._stop_serving(request.reference)
-        fetched = await self.fetch(FetchModel(request.reference, trust=request.trust), report)
+        if not self._runs_models:
+            raise OctonodeError(
+                "this node has the role storage: it keeps models and runs none. Keep this one with octonode models "
+                "fetch --pin, or start the node with --role full",
+                code="UNSUPPORTED",
+            )
+        wanted = FetchModel(
+            request.reference, trust=request.trust, allow_unsigned=request.allow_unsigned, peers=request.peers,
+            priority=LOAD_PRIORITY,
+        )  # fmt: skip
+        fetched = await self.fetch(wanted, report)
         root = fetched.model.root
         before = self._residency.model(root)
         reference = before.reference if before else _kept(request.reference, fetched.model)
         self._residency.add(reference)
         try:
             await self._wishes.add(reference, request.engine)
-            await self._until_serving(reference, root, report)
+            await self.until_serving(reference, root, report)
         except OctonodeError:
             if before is None:
                 self._residency.remove(reference)
                 await self._wishes.remove(reference)
             raise
-        return ModelOutcome(self._facts(root), fetched.bytes_by_source, time.monotonic() - began)
+        facts = self._facts(root)
+        return ModelOutcome(facts, fetched.bytes_by_source, time.monotonic() - began, note=facts.deprecated)
 
     async def _stop_serving(self, reference: str) -> ModelOutcome:
         began = time.monotonic()
@@ -185,7 +234,7 @@ class Models:
         await self._wishes.remove(*names)
         return bool(served)
 
-    async def _until_serving(self, reference: str, root: str, report: Report) -> None:
+    async def until_serving(self, reference: str, root: str, report: Report) -> None:
         """Raises what keeps it from being served."""
         while True:
             seen = self._residency.changes
@@ -204,16 +253,15 @@ class Models:
     async def verify(self, request: VerifyModel, report: Report) -> ModelOutcome:
         began = time.monotonic()
         held = await self._held(request.reference)
-        progress = _FromThread(report, "verify")
-        found = await trio.to_thread.run_sync(lambda: self._library.verify(f"cid:{held.root}", progress))
-        await self._source.refresh()
-        if found.bad_leaves or found.bad_files:
-            raise VerificationFailed(
-                f"{held.name or held.root}: {len(found.bad_leaves)} blocks and {len(found.bad_files)} files are "
-                f"damaged; repair it: octonode models fetch cid:{held.root}"
-            )
-        note = f"{found.missing_leaves} blocks are not here yet" if found.missing_leaves else ""
-        return ModelOutcome(self._facts(held.root), seconds=time.monotonic() - began, note=note)
+        progress = FromThread(report, "verify")
+        by_source: dict[str, int] = {}
+
+        def fetched(each: FetchProgress) -> None:
+            by_source.update(each.by_source)
+            report(ModelProgress("repair", each.done_bytes, each.total_bytes, each.by_source, each.bytes_per_second))
+
+        note = await self._checks.verify(held, progress, repair=request.repair, fetched=fetched)
+        return ModelOutcome(self._facts(held.root), by_source, time.monotonic() - began, note=note)
 
     async def remove(self, reference: str, *, force: bool) -> ModelFacts:
         held = await self._held(reference)
@@ -222,28 +270,35 @@ class Models:
             raise OctonodeError(
                 f"{reference} is being served; stop that first: octonode models serve {reference} --stop, "
                 "or use --force",
-                code="FORBIDDEN",
+                code="IN_USE",
             )
         await self._unwish(held.root, reference)
         others = len(set(before.holders) - {self._own}) if held.public and held.complete else None
-        await trio.to_thread.run_sync(
-            lambda: self._library.remove(f"cid:{held.root}", force=force, other_holders=others)
-        )
+        async with self._checks.let_go(held.root):
+            await trio.to_thread.run_sync(
+                lambda: self._library.remove(f"cid:{held.root}", force=force, other_holders=others)
+            )
         await self._source.refresh()
         return before
 
     async def _held(self, reference: str) -> Held:
-        entry = await trio.to_thread.run_sync(self._library.show, reference)
-        held = self._shelf.get(entry.root.text)
+        try:
+            root = (await trio.to_thread.run_sync(self._library.show, reference)).root.text
+        except NotFound:  # what is kept for others has a name, though its manifest was never taken in
+            named = (held for held in self._shelf.all() if reference in (held.name, f"{held.name}@{held.version}"))
+            root = next((held.root for held in named), "")
+            if not root:
+                raise
+        held = self._shelf.get(root)
         if held is None:
             await self._source.refresh()
-            held = self._shelf.get(entry.root.text)
+            held = self._shelf.get(root)
         assert held is not None
         return held
 
     async def publishers(self) -> Sequence[Publisher]:
         found = await trio.to_thread.run_sync(self._library.publishers)
-        return [Publisher(each.peer_id, each.alias, each.since_ms) for each in found]
+        return [Publisher(each.peer_id, each.alias, each.since_ms, each.public_key, each.fingerprint) for each in found]
 
     async def trust(self, publisher: str, *, trusted: bool, note: str) -> Sequence[Publisher]:
         if trusted:
@@ -264,22 +319,19 @@ def most_announced(announcements: Iterable[Announcement], without: Collection[st
     return [root for root, _ in named.most_common(NETWORK_MODELS_MAX)]
 
 
+def named_as(reference: Reference, signed: SignedManifest) -> str:
+    """How a model was asked for, with its publisher's key: the range to follow. Asked for by CID it is one version."""
+    manifest = signed.manifest
+    if isinstance(reference, (NameReference, BareName)):
+        return f"{manifest.publisher}/{manifest.name}@{reference.versions}"
+    return manifest.reference
+
+
 def _kept(reference: str, model: ModelFacts) -> str:
     """How a wish is written down: with its publisher, so that it means the same whoever is trusted later."""
     parsed = parse(reference)
-    if isinstance(parsed, FileReference):
+    if isinstance(parsed, HubReference) and parsed.revision:
+        return f"{model.reference}@{model.version}"  # of that revision, whatever is brought later
+    if isinstance(parsed, FileReference | HubReference):
         return model.reference
     return f"{model.publisher}/{reference}" if isinstance(parsed, BareName) else reference
-
-
-class _FromThread:
-    """A progress callback for a worker thread: shows in the trio thread, and stops the work when that was cancelled."""
-
-    def __init__(self, report: Report, stage: str) -> None:
-        self._report = report
-        self._stage = stage
-        self._token = trio.lowlevel.current_trio_token()
-
-    def __call__(self, done: int, total: int) -> None:
-        trio.from_thread.check_cancelled()
-        self._token.run_sync_soon(self._report, ModelProgress(self._stage, done, total), idempotent=False)

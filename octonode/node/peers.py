@@ -76,6 +76,8 @@ def _facts(peer_id: PeerId, connected: bool, announcement: Announcement | None) 
         engines=announcement.engines,
         serving=tuple(each.name or each.root for each in announcement.serving),
         holding=tuple(each.name or each.root for each in announcement.holding),
+        role=announcement.role,
+        storage_free_bytes=announcement.storage.free_bytes if announcement.storage else 0,
         seen_at_ms=announcement.issued_at_ms,
         expires_at_ms=announcement.expires_at_ms,
         agent_version=announcement.agent_version,

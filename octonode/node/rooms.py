@@ -14,8 +14,9 @@ from octonode.engines.supervisor import Supervisor
 from octonode.errors import ConfigError
 from octonode.identity import NodeKey
 from octonode.ids import ANNOUNCE_TOPIC, PeerId, public_key_from_peer_id
+from octonode.ipfs.bitswap import Bitswap, BitswapLimits
+from octonode.ipfs.gateway import Pace
 from octonode.metrics import Metrics
-from octonode.models.formats import sniff
 from octonode.models.library import Library
 from octonode.models.store import ModelStore
 from octonode.models.trust import TrustTable
@@ -34,7 +35,14 @@ from octonode.network.own_announcement import Facts, OwnAnnouncement
 from octonode.network.peerbook import Peerbook
 from octonode.network.records import RecordRules
 from octonode.network.sequence import SequenceFile
+from octonode.node.block_peers import MakeSource
+from octonode.node.engine_files import EngineFiles
 from octonode.node.events import Events
+from octonode.node.evicting import Evictor
+from octonode.node.fetcher import Fetcher
+from octonode.node.fetches import Fetches
+from octonode.node.gate import Gate
+from octonode.node.names import Names
 from octonode.node.peers import remembered
 from octonode.node.resolving import Resolver
 from octonode.node.shelf import Shelf
@@ -79,35 +87,41 @@ class Holdings:
     store: ModelStore
     library: Library
     shelf: Shelf
+    names: Names
     resolver: Resolver
     source: Source
     wishes: Wishes
     supervisor: Supervisor
+    gate: Gate
     residency: Residency
     slots: EngineSlots
 
 
-def build_holdings(config: Config, key: NodeKey, reach: Reach, events: Events, metrics: Metrics) -> Holdings:
+def build_holdings(config: Config, key: NodeKey, reach: Reach) -> Holdings:
     store = ModelStore(config.home, disk_bytes_max=config.models.disk_bytes_max)
     trust = TrustTable(config.home, always=(key.peer_id, *config.models.trust), trust_all=config.models.trust_all)
     library = Library(store, trust, key)
     shelf = Shelf(library)
-    resolver = Resolver(library, shelf, reach.peerbook)
-    source = Source(
-        settings=config.models, library=library, shelf=shelf, resolver=resolver, events=events, metrics=metrics
-    )
+    names = Names(library, shelf, key)
+    resolver = Resolver(library, shelf, reach.peerbook, names=names, allow_unsigned=config.models.allow_unsigned)
+    source = Source(library=library, shelf=shelf, resolver=resolver, names=names)
     wishes = Wishes(config.home)
-    supervisor = Supervisor(config.engines, directory=config.home / "workers")
+    supervisor = Supervisor(config.engines, directory=config.home / "workers", files=EngineFiles(store))
+    gate = Gate(library)
     return Holdings(
         state=State(config.home / "state.sqlite", receipts_max=config.tasks.receipts_max),
         store=store,
         library=library,
         shelf=shelf,
+        names=names,
         resolver=resolver,
         source=source,
         wishes=wishes,
         supervisor=supervisor,
-        residency=Residency(source=source, engines=supervisor, load_request=partial(_load_request, config, wishes)),
+        gate=gate,
+        residency=Residency(
+            source=source, engines=supervisor, load_request=partial(_load_request, config, wishes), gate=gate.admit
+        ),
         slots=EngineSlots(config.tasks.queue_max),
     )
 
@@ -151,6 +165,46 @@ def build_presence(config: Config, key: NodeKey, reach: Reach, *, facts: Facts, 
     return Presence(own, hello, fanout, announcer, discovery, membership)
 
 
+def build_bitswap(config: Config, reach: Reach, holdings: Holdings, pace: Pace, metrics: Metrics) -> Bitswap | None:
+    """`pace` is the upload limit, which the gateway keeps to as well."""
+    if not config.bitswap.enabled:
+        return None
+    served = metrics.block_bytes.labels("served")
+    limits = BitswapLimits(
+        window_bytes_max=config.bitswap.window_bytes_max, wants_per_peer_max=config.bitswap.wants_per_peer_max
+    )
+    return Bitswap(
+        reach.network.host, holdings.store, limits, pace=pace, on_sent=lambda _, size_bytes: served.inc(size_bytes)
+    )
+
+
+def build_fetches(
+    config: Config,
+    key: NodeKey,
+    reach: Reach,
+    holdings: Holdings,
+    presence: Presence,
+    *,
+    over_bitswap: MakeSource | None,
+    events: Events,
+    metrics: Metrics,
+) -> Fetches:
+    def others(root: str) -> int:
+        holders = reach.peerbook.holding(root, wall_clock_ms())
+        return sum(item.root == root and item.complete for each in holders for item in each.holding)
+
+    evictor = Evictor(
+        holdings.library, holdings.shelf, others=others, in_use=lambda root: holdings.residency.model(root) is not None,
+        emit=events.emit,
+    )  # fmt: skip
+    fetcher = Fetcher(
+        settings=config.models, library=holdings.library, discovery=presence.discovery, host=reach.network.host,
+        over_bitswap=over_bitswap, evictor=evictor, events=events, metrics=metrics, own=key.peer_id,
+        changed=holdings.source.refresh,
+    )  # fmt: skip
+    return Fetches(fetcher.act, home=config.home, at_once_max=config.models.fetches_at_once_max, emit=events.emit)
+
+
 def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:
     """The network's settings with the addresses of earlier joins. A join line given as bootstrap brings its token."""
     for text in config.network.bootstrap:
@@ -173,14 +227,10 @@ def _peer_ids(config: Config) -> tuple[PeerId, ...]:
 def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Path) -> LoadRequest:
     engine = wishes.engine_of(model.name, model.root)
     settings = replace(config.engines, default=engine) if engine else config.engines
-    model_format = model.format
-    if not model_format:  # known by its root alone: the content says what it is
-        with path.open("rb") as file:
-            model_format = sniff(file).format
     return load_request(
         settings,
         model_root=model.root,
         model_path=path,
-        model_format=model_format,
+        model_format=model.format,
         context_tokens_max=model.context_tokens,
     )

@@ -43,7 +43,7 @@ class Held:
 
     @property
     def format(self) -> str:
-        return self.signed.manifest.files[0].format if self.signed else ""
+        return self.signed.manifest.format if self.signed else ""
 
 
 class Shelf:

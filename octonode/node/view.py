@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from octonode.api.schema import Degraded, Finding, NodeFacts, TaskCounts
+from octonode.api.schema.facts import StorageFacts
 from octonode.config import Config
 from octonode.engines.select import available_engines
 from octonode.engines.supervisor import Supervisor
@@ -26,7 +27,8 @@ from octonode.network.peerbook import Peerbook
 from octonode.node.events import Events
 from octonode.node.records import CountedLog
 from octonode.node.shelf import Shelf
-from octonode.protocol.announcement import Holding, Serving
+from octonode.node.storage import Storage
+from octonode.protocol.announcement import Holding, Serving, StorageRoom
 from octonode.tasks.residency import Residency
 from octonode.tasks.slots import EngineSlots
 
@@ -70,6 +72,8 @@ class View:
         self.api = ""
         self.gateway_port = 0
         self.gateway_listen = ""
+        self.storage: Storage | None = None
+        """What is kept for others; set once it is built."""
         self.troubles: dict[str, str] = {}
         """Parts that do not work now: what is wrong and what to do, in a line."""
 
@@ -82,7 +86,7 @@ class View:
                 name: plain(value) if isinstance(value, str) else value
                 for name, value in (summary(self.hardware) if self.hardware else {}).items()
             },
-            engines=tuple(name for name in available_engines() if name != "scripted"),
+            engines=tuple(name for name in self._engines() if name != "scripted"),
             serving=tuple(self._serving()),
             holding=tuple(
                 Holding(
@@ -94,7 +98,16 @@ class View:
             access=self._config.network.access,
             region=self._config.network.region,
             agent_version=f"octonode/{VERSION}",
+            role=self._config.node.role,
+            storage=self._room(),
         )
+
+    def _engines(self) -> tuple[str, ...]:
+        return tuple(available_engines()) if self._config.node.role == "full" else ()
+
+    def _room(self) -> StorageRoom | None:
+        """For models that peers pin here; None where nobody may."""
+        return self.storage.room(self.hardware.disk_free_bytes if self.hardware else 0) if self.storage else None
 
     def _serving(self) -> Sequence[Serving]:
         found = []
@@ -136,13 +149,16 @@ class View:
             started_at_ms=self._started_at_ms,
             tier=self.hardware.tier.name if self.hardware else "",
             hardware=summary(self.hardware) if self.hardware else {},
-            engines=available_engines(),
+            engines=self._engines(),
+            role=self._config.node.role,
+            storage=_shown_room(self._room(), self.storage),
             access=self._config.network.access,
             region=self._config.network.region,
             muxer=self._host.muxer,
             peers_connected=len(self._host.connected),
             peers_known=len(self._peerbook.peers(now_ms)),
             serving=tuple(each.name or f"cid:{each.root}" for each in self._serving()),
+            unsigned=tuple(f"cid:{each.root}" for each in self._serving() if not each.manifest),
             tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
             degraded=tuple(self.degraded()),
         )
@@ -184,6 +200,12 @@ class View:
 
     def stop(self) -> None:
         self._stopping.set()
+
+
+def _shown_room(room: StorageRoom | None, storage: Storage | None) -> StorageFacts | None:
+    if room is None or storage is None:
+        return None
+    return StorageFacts(room.total_bytes, room.used_bytes, room.free_bytes, pins=len(storage.keeping.book))
 
 
 def plain(text: str) -> str:

@@ -59,6 +59,15 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageRoom:
+    """Bytes for models that others pin here; `used` of them are."""
+
+    total_bytes: int = 0
+    used_bytes: int = 0
+    free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     peer_id: PeerId
     sequence: int
@@ -78,6 +87,10 @@ class Announcement:
     access: str = "token"
     region: str = ""
     agent_version: str = ""
+    role: str = "full"
+    """`storage`: keeps models and runs none. Others may come; who does not know one takes it for `full`."""
+    storage: StorageRoom | None = None
+    """Set where listed peers may pin models here."""
     trimmed: bool = False
     """True when entries of `serving` or `holding` were left out to stay under the size."""
 
@@ -151,10 +164,12 @@ def _as_map(announcement: Announcement) -> dict[str, Any]:
     for key, models in (("serving", announcement.serving), ("holding", announcement.holding)):
         if models:
             value[key] = [_lean(model) for model in models]
+    if announcement.storage is not None:
+        value["storage"] = _lean(announcement.storage)
     return {"version": 1, **value}
 
 
-def _lean(item: Announcement | Serving | Holding) -> dict[str, Any]:
+def _lean(item: Announcement | Serving | Holding | StorageRoom) -> dict[str, Any]:
     """Fields by name, without those at their default: 4 KiB are dear."""
     value = {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(item)}
     defaults = {entry.name: entry.default for entry in dataclasses.fields(item)}
@@ -180,7 +195,18 @@ def _read(value: dict[str, Any]) -> Announcement:
         access=fields.choice(value, "access", ACCESS, "token"),
         region=_line(value, "region", "", bytes_max=_SHORT_BYTES_MAX),
         agent_version=_line(value, "agent_version", "", bytes_max=_SHORT_BYTES_MAX),
+        role=_line(value, "role", "full", bytes_max=_SHORT_BYTES_MAX),
+        storage=_read_storage(value["storage"]) if "storage" in value else None,
         trimmed=fields.boolean(value, "trimmed", False),
+    )
+
+
+def _read_storage(item: Any) -> StorageRoom:
+    value = fields.as_map(item, "storage")
+    return StorageRoom(
+        total_bytes=fields.natural(value, "total_bytes", 0),
+        used_bytes=fields.natural(value, "used_bytes", 0),
+        free_bytes=fields.natural(value, "free_bytes", 0),
     )
 
 

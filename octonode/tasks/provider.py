@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -57,6 +57,18 @@ class Access(Protocol):
         ...
 
 
+class Skill(Protocol):
+    """Work of this node that no engine does, such as `tasks.pinning`. Who may ask for it is its own to say."""
+
+    def refusal(self, peer: PeerId) -> Refusal | None:
+        """Before the signature is looked at; must be cheap. None: the peer may ask, with a token or without."""
+        ...
+
+    async def work(self, run: Run, body: Mapping[str, Any], signer: Signer) -> TaskResponse:
+        """Raises OctonodeError."""
+        ...
+
+
 class Provider:
     """Serves tasks. Constructor without I/O; `run` owns the work, `handle` is the stream handler."""
 
@@ -70,6 +82,7 @@ class Provider:
         access: Access,
         receipts: ReceiptStore,
         tasks: TaskLog,
+        skills: Mapping[str, Skill] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         now_ms: Callable[[], int] = wall_clock_ms,
         new_id: Callable[[], bytes] = new_id,
@@ -80,6 +93,7 @@ class Provider:
         self._access = access
         self._receipts = receipts
         self._tasks = tasks
+        self._skills = dict(skills or {})
         self._limits = limits
         self._now_ms = now_ms
         self._new_id = new_id
@@ -163,13 +177,21 @@ class Provider:
         """The cheap checks, before the signature. Raises RemoteProtocolError with the refusal's code."""
         if not isinstance(message, TaskRequest):
             raise RemoteProtocolError("negotiation is not built yet; send a TASK_REQUEST", code="UNSUPPORTED")
-        allowed = self._access.allows(peer, message.token)
-        arrival = Arrival(peer, self._access.known(peer), allowed, self._access.policy, header.expires_at_ms)
-        refusal = self._admission.first_look(arrival, self._now_ms())
+        skill = self._skills.get(message.skill)
+        refusal = skill.refusal(peer) if skill is not None else None
+        if refusal is None:
+            allowed = skill is not None or self._access.allows(peer, message.token)
+            known = self._knows(peer, message.skill)
+            arrival = Arrival(peer, known, allowed, self._access.policy, header.expires_at_ms)
+            refusal = self._admission.first_look(arrival, self._now_ms())
         if refusal is not None:
             raise RemoteProtocolError(
                 refusal.message, code=refusal.code, retry_after_seconds=refusal.retry_after_ms / 1000 or None
             )
+
+    def _knows(self, peer: PeerId, skill: str) -> bool:
+        """Whether it has the larger rates: a skill knows its own askers."""
+        return skill in self._skills or self._access.known(peer)
 
     async def _read_request(self, stream: Stream, exchange: Exchange) -> list[Received]:
         """The request and what came with it; nothing when the peer left. Raises RemoteProtocolError, StreamReset."""
@@ -195,13 +217,20 @@ class Provider:
                     "REPLAY", "this request was made before and its answer is kept no more; send a new one"
                 )
             return run
-        known = self._access.known(exchange.remote)
+        assert exchange.request is not None
+        skill = self._skills.get(exchange.request.skill)
+        known = self._knows(exchange.remote, exchange.request.skill)
         refusal = self._second_look(exchange, known)
         if refusal is not None:
             self._log_rejected(exchange, refusal)
             return ErrorReport(refusal.code, refusal.message, refusal.retry_after_ms)
         assert self._nursery is not None
-        run = Run(exchange, conversation=request.header.conversation, now_ms=self._now_ms)
+        run = Run(
+            exchange,
+            conversation=request.header.conversation,
+            now_ms=self._now_ms,
+            work=skill.work if skill is not None else None,
+        )
         self._runs[key] = run
         self._nursery.start_soon(self._work, key, run, known)
         return run
@@ -212,6 +241,8 @@ class Provider:
         assert request is not None
         if self._nursery is None:
             return Refusal("LEAVING", "this node is starting or stopping; ask another one", 5000)
+        if request.skill in self._skills:
+            return self._admission.begin(exchange.remote, queue_full=False, known=known)
         if request.skill != chat.SKILL:
             return Refusal("UNSUPPORTED", f"skill {request.skill[:32]!r} is not served here; chat is")
         if request.privacy not in PRIVACY_BUILT:

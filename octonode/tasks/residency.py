@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from octonode.tasks.resident import ModelState, ModelStatus, Resident, ResolvedM
 __all__ = [
     "Engines",
     "FetchProgress",
+    "Gate",
     "LoadRequestFor",
     "ModelSource",
     "ModelState",
@@ -76,6 +77,15 @@ LoadRequestFor = Callable[[ResolvedModel, Path], LoadRequest]
 """`engines.select.load_request` with the settings filled in. Raises OctonodeError when no engine here runs it."""
 
 
+Gate = Callable[[ResolvedModel, Path], Awaitable[tuple[ResolvedModel, Path]]]
+"""Looks at a model before an engine does: the model with its true format, what to open. Raises FORMAT_REFUSED."""
+
+
+async def _open_gate(model: ResolvedModel, path: Path) -> tuple[ResolvedModel, Path]:
+    """For engines that read nothing of the file."""
+    return model, path
+
+
 class _Wish:
     """One desired model: its status, and the scope and bell of the task that pursues it."""
 
@@ -96,12 +106,14 @@ class Residency:
         source: ModelSource,
         engines: Engines,
         load_request: LoadRequestFor,
+        gate: Gate = _open_gate,
         retry_seconds: float = 2.0,
         retry_seconds_max: float = 300.0,
     ) -> None:
         self._source = source
         self._engines = engines
         self._load_request = load_request
+        self._gate = gate
         self._retry_seconds = retry_seconds
         self._retry_seconds_max = retry_seconds_max
         self._wishes: dict[str, _Wish] = {}
@@ -171,6 +183,14 @@ class Residency:
             self._changed()
         return bool(gone)
 
+    def rename(self, reference: str, to: str) -> None:
+        """Keep a desired model under another reference from now on; it stays as it is. `to` must not be desired."""
+        assert to not in self._wishes
+        wish = self._wishes.pop(reference)
+        wish.status = replace(wish.status, reference=to)
+        self._wishes[to] = wish
+        self._changed()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Pursues every desired model until cancelled; models may be added before it runs."""
         async with trio.open_nursery() as nursery:
@@ -222,7 +242,7 @@ class Residency:
             if path is None:
                 raise OctonodeError("the fetch ended and the file is not whole; try again", code="MODEL_UNAVAILABLE")
         self._set(wish, "loading")
-        self._desired[model.root] = self._load_request(model, path)
+        self._desired[model.root] = self._load_request(*await self._gate(model, path))
         self._engines.set_desired(dict(self._desired))
         await self._engines.wait_ready(model.root)
         self._set(wish, "serving", failures=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -31,6 +31,10 @@ INPUT_SECONDS_MAX = 60.0
 ERROR_CHARACTERS_MAX = 1000
 
 
+Work = Callable[["Run", Mapping[str, Any], Signer], Awaitable[TaskResponse]]
+"""What a skill that needs no engine does for its request: (run, input, signer). Raises OctonodeError."""
+
+
 class Watcher(Protocol):
     """A stream that is attached to a run."""
 
@@ -42,7 +46,9 @@ class Watcher(Protocol):
 class Run:
     """The task behind one or more streams. `work` is its one task; those who watch it hear its `news`."""
 
-    def __init__(self, exchange: Exchange, *, conversation: bytes, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, exchange: Exchange, *, conversation: bytes, now_ms: Callable[[], int], work: Work | None = None
+    ) -> None:
         request = exchange.request
         assert request is not None
         self.request: TaskRequest = request
@@ -65,6 +71,7 @@ class Run:
         self.started_at_ms = now_ms()
         self.generation: Generation | None = None
         self._now_ms = now_ms
+        self._work = work
         self._room = trio.lowlevel.ParkingLot()
         self._input: dict[str, Any] | None = exchange.input
         self._input_whole = trio.Event()
@@ -146,6 +153,8 @@ class Run:
             await self._input_whole.wait()
         if self._input is None:
             raise OctonodeError("the input did not arrive whole; send the task again", code="DEADLINE")
+        if self._work is not None:
+            return await self._work(self, self._input, signer)
         scope = f"{self.peer}/{self.conversation.hex()}" if self.conversation else ""
         order = Order(
             self.task,

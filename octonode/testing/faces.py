@@ -39,6 +39,12 @@ from octonode.identity import NodeKey
 from octonode.ids import TaskId
 from octonode.tasks.asking import Answered, Ask, AskEvent, Attempt, Candidate, Pieces
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
+from octonode.testing.faces_cache import PlayedCache
+from octonode.testing.faces_fitting import PlayedFitting
+from octonode.testing.faces_models import PlayedFetches
+from octonode.testing.faces_pins import PlayedPins
+from octonode.testing.faces_uploads import PlayedBridges, PlayedUploads
+from octonode.testing.faces_versions import PlayedVersions
 
 PROVIDER = NodeKey(sha256(b"the provider of the faces' stand-in").digest()).peer_id
 ROOT = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
@@ -259,6 +265,13 @@ class Stage:
     node: PlayedNode = field(default_factory=PlayedNode)
     peers: PlayedPeers = field(default_factory=PlayedPeers)
     records: PlayedRecords = field(default_factory=PlayedRecords)
+    fetches: PlayedFetches = field(default_factory=PlayedFetches)
+    cache: PlayedCache = field(default_factory=PlayedCache)
+    fitting: PlayedFitting = field(default_factory=PlayedFitting)
+    versions: PlayedVersions = field(default_factory=PlayedVersions)
+    uploads: PlayedUploads = field(default_factory=PlayedUploads)
+    bridges: PlayedBridges = field(default_factory=PlayedBridges)
+    pins: PlayedPins = field(default_factory=PlayedPins)
     shutdown: trio.Event = field(default_factory=trio.Event)
     bound: Bound = field(default_factory=lambda: Bound("", 0))
 
@@ -266,11 +279,19 @@ class Stage:
     def url(self) -> str:
         return self.bound.url
 
+    @property
+    def ports(self) -> Ports:
+        return Ports(
+            asking=self.asking, models=self.models, node=self.node, peers=self.peers, records=self.records,
+            fetches=self.fetches, cache=self.cache, fitting=self.fitting,
+            versions=self.versions, uploads=self.uploads, bridges=self.bridges,
+            pins=self.pins,
+        )  # fmt: skip
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Stage]:
         """Serves until the block is left, then drains."""
-        ports = Ports(self.asking, self.models, self.node, self.peers, self.records)
-        app = make_app(ports, config=self.config, token=TOKEN)
+        app = make_app(self.ports, config=self.config, token=TOKEN)
         async with trio.open_nursery() as nursery:
 
             async def run_server(task_status: trio.TaskStatus[Bound]) -> None:

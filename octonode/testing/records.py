@@ -9,7 +9,7 @@ import trio
 from octonode.errors import LocalProtocolError
 from octonode.ids import PeerId
 from octonode.network.host import SelectRecord, ValidateRecord
-from octonode.network.keys import KEY_BYTES
+from octonode.network.keys import KEY_BYTES, in_namespace
 from octonode.testing.connections import MemoryHost
 
 if TYPE_CHECKING:
@@ -73,16 +73,17 @@ class MemoryValues:
         self._kept: dict[str, bytes] = {}
 
     async def put(self, key: str, value: bytes) -> bool:
+        if not in_namespace(key):
+            raise LocalProtocolError(f"{key!r} is in none of the namespaces of values")
         self._validate(key, value)
         await trio.sleep(self._network.latency_seconds)
-        self.keep(key, value)
-        if not self._host.running:
+        if not self.keep(key, value) or not self._host.running:
             return False
         others = list(self._network.within_reach(self._host))[:REPLICAS]
         taken = [node.values.keep(key, value) for node in others]
         return any(taken)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, timeout_seconds: float = 30.0) -> bytes | None:
         await trio.sleep(2 * self._network.latency_seconds)
         values = [self._kept.get(key)]
         if self._host.running:
@@ -91,13 +92,13 @@ class MemoryValues:
         return good[self._select(key, good)] if good else None
 
     def keep(self, key: str, value: bytes) -> bool:
-        """False when our validator refuses the value."""
-        if not self._accepts(key, value):
+        """False when our validator refuses the value, and when we keep a better one."""
+        if not in_namespace(key) or not self._accepts(key, value):
             return False
         kept = self._kept.get(key)
         choice = [value] if kept is None or not self._accepts(key, kept) else [kept, value]
         self._kept[key] = choice[self._select(key, choice)]
-        return True
+        return self._kept[key] == value
 
     def _accepts(self, key: str, value: bytes) -> bool:
         try:

@@ -19,7 +19,20 @@ from pathlib import Path
 
 import trio
 
-from scripts.bench import announcing, crowd, daemon, first_token, gossip, ground, load, tokens, transfer
+from scripts.bench import (
+    announcing,
+    bitswap,
+    crowd,
+    daemon,
+    first_token,
+    gossip,
+    ground,
+    load,
+    many_sources,
+    store,
+    tokens,
+    transfer,
+)
 from scripts.bench.nodes import ROOT, scratch
 from scripts.bench.rows import Goal, Row, table, write
 
@@ -40,6 +53,10 @@ GROUPS = (
     Group(first_token.GOALS, first_token.measure),
     Group(tokens.GOALS, tokens.measure),
     Group(transfer.GOALS, transfer.measure),
+    Group(bitswap.GOALS, bitswap.measure),
+    Group(many_sources.GOALS, many_sources.measure),
+    Group(store.OPEN_GOALS, store.measure_open),
+    Group(store.SERVING_GOALS, store.measure_serving),
     Group(load.GOALS, load.measure),
     Group(crowd.BURST_GOALS, crowd.measure_burst),
     Group(crowd.CROWD_GOALS, crowd.measure_crowd),

@@ -13,7 +13,6 @@ import trio
 
 from octonode.api.app import make_app
 from octonode.api.openai import COLD_WAIT_SECONDS
-from octonode.api.ports import Ports
 from octonode.api.streaming import PING_SECONDS, EventStream
 from octonode.config import ApiConfig
 from octonode.errors import TABLE, OctonodeError, from_wire
@@ -222,7 +221,7 @@ class Spoken:
 
     async def ask(self, script: Script) -> None:
         stage = Stage(asking=PlayedAsking(script))
-        ports = Ports(stage.asking, stage.models, stage.node, stage.peers, stage.records)
+        ports = stage.ports
         await make_app(ports, config=ApiConfig(), token=TOKEN)(self.scope, self.receive, self.send)
 
 

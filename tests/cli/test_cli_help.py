@@ -16,6 +16,10 @@ VERBS = (
     *("start", "stop", "status", "logs", "id", "join", "peers", "doctor", "run", "testnet", "demo"),
     *("models", "models add", "models publish", "models fetch", "models serve", "models cid", "models ls"),
     *("models show", "models rm", "models verify", "models trust", "task", "task send"),
+    *("models upload", "models uploads", "models export", "models fit", "models gc"),
+    *("models fetches", "models pause", "models resume", "models cancel", "models prioritize"),
+    *("models pin", "models unpin", "models pins"),
+    *("models versions", "models outdated", "models update", "models rollback", "models deprecate"),
     *("config", "config get", "config set", "config check"),
 )
 README = Path(__file__).resolve().parents[2] / "README.md"

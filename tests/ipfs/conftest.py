@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from octonode.ipfs import car
-from octonode.ipfs.blocks import Body, FileRange, RangeNotHeld
+from octonode.ipfs.blocks import Body, FileRange, FoundFile, RangeNotHeld
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.gateway import Gateway, GatewayLimits
 from octonode.ipfs.unixfs import LEAF_BYTES, ImportResult, import_file
@@ -24,6 +24,7 @@ class OneFile:
         self.path = path
         self.dag: ImportResult = import_file(path)
         self.opened = 0
+        self.touched = False
 
     def _range(self, number: int, fd: int) -> FileRange:
         return FileRange(fd, number * LEAF_BYTES, min(LEAF_BYTES, self.dag.size_bytes - number * LEAF_BYTES))
@@ -51,6 +52,14 @@ class OneFile:
             piece = self._range(number, fd)
             parts += [car.section_prefix(Cid(0x55, self.dag.leaves[number]), piece.size_bytes), piece]
         return Body(parts, (fd,))
+
+    def file(self, root: Cid, path: tuple[str, ...]) -> FoundFile | None:
+        return FoundFile(root, self.dag.size_bytes, (root,), self.read) if root == self.dag.root and not path else None
+
+    def read(self, first_byte: int, size_bytes: int) -> Body | None:
+        fd = os.open(self.path, os.O_RDONLY)
+        self.opened += 1
+        return Body([FileRange(fd, first_byte, size_bytes)], (fd,), unchanged=lambda: not self.touched)
 
     def have(self, root: Cid) -> bytes | None:
         return b"\xff" if root == self.dag.root else None

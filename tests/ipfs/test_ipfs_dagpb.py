@@ -90,10 +90,6 @@ def test_names_that_leave_their_directory_are_refused(name: str) -> None:
 
 
 def test_shapes_that_models_do_not_have() -> None:
-    wrapped_leaf = encode_node([], encode_unixfs(UnixFs(UNIXFS_FILE, b"data", 4, (), has_size=True)))
-    with pytest.raises(RemoteProtocolError, match="raw leaves") as caught:
-        interpret(wrapped_leaf)
-    assert caught.value.code == "UNSUPPORTED"
     with pytest.raises(RemoteProtocolError, match="symbolic"):
         interpret(encode_node([], encode_unixfs(UnixFs(4, b"/etc/passwd"))))
     with pytest.raises(RemoteProtocolError, match="add up"):

@@ -12,18 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octonode.errors import RemoteProtocolError
+from octonode.errors import OctonodeError, RemoteProtocolError
 from octonode.ipfs.cid import Cid, raw_cid
 from octonode.ipfs.dagpb import DirectoryNode, FileNode, interpret
-from octonode.ipfs.layout import DagWalk
+from octonode.ipfs.layout import DagWalk, Layout
 from octonode.ipfs.unixfs import (
     EMPTY_LEAF,
     LEAF_BYTES,
+    PROFILES,
+    Profile,
     TreeBuilder,
     import_directory,
     import_file,
     import_stream,
     leaf_digests,
+    profile_named,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "cids.json").read_text())
@@ -59,6 +62,47 @@ def test_a_gibibyte_and_one_byte_more(size: str, cid: str) -> None:
     assert len(result.nodes) == (1 if int(size) == 1 << 30 else 3)
 
 
+PROFILE_VECTORS = VECTORS["profiles"]["cids"]
+
+
+def test_the_profiles_are_those_of_the_vectors() -> None:
+    assert set(PROFILES) == set(PROFILE_VECTORS)
+    for name, profile in PROFILES.items():
+        row = PROFILE_VECTORS[name]
+        assert (profile.leaf_bytes, profile.links_per_node) == (row["leaf_bytes"], row["links_per_node"])
+        assert (profile.cid_version, profile.raw_leaves) == (row["cid_version"], row["raw_leaves"])
+        assert profile_named(name) is profile
+    assert profile_named("") is profile_named("unixfs-v1-2025")
+    with pytest.raises(OctonodeError, match="unixfs-v0-2015"):
+        profile_named("unixfs-v9")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "cid"),
+    [(name, int(size), cid) for name, row in PROFILE_VECTORS.items() for size, cid in row["random"].items()],
+)
+def test_every_profile_gives_the_roots_of_other_importers(name: str, size: int, cid: str) -> None:
+    data = random.Random(1).randbytes(size)
+    result = import_stream(io.BytesIO(data), profile=PROFILES[name])
+    assert result.root.text == cid
+    assert result.profile.name == name
+    assert result.size_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "cid"),
+    [(name, int(size), cid) for name, row in PROFILE_VECTORS.items() for size, cid in row["big"].items()],
+)
+def test_a_full_node_of_large_leaves_and_one_byte_more(name: str, size: int, cid: str) -> None:
+    profile, whole = PROFILES[name], (piece for mebibyte in _big(size) for piece in _cut(mebibyte, name))
+    assert leaf_digests(whole, profile).root.text == cid
+
+
+def _cut(data: bytes, name: str) -> Iterator[bytes]:
+    step = PROFILES[name].leaf_bytes
+    return (data[start : start + step] for start in range(0, len(data), step))
+
+
 class _Dribble:
     """Reads that come short, as from a pipe."""
 
@@ -75,23 +119,27 @@ def test_short_reads_change_nothing() -> None:
     assert root.text == VECTORS["random"]["cids"]["3145733"]
 
 
+def _walked(walk: DagWalk, blocks: dict[Cid, bytes]) -> Layout:
+    while walk.wanted:
+        for cid in walk.wanted:
+            walk.add(cid, blocks[cid])
+    return walk.layout()
+
+
 @given(st.integers(1, 40), st.integers(2, 5))
 def test_the_tree_walks_back_to_its_leaves(leaves: int, width: int) -> None:
-    builder = TreeBuilder(width)
+    builder = TreeBuilder(Profile("test", 64, width, 1, raw_leaves=True))
     blocks = [bytes([number]) * (number + 1) for number in range(leaves)]
     for block in blocks:
         builder.add(raw_cid(block).digest, len(block))
     result = builder.finish()
     walk = DagWalk(result.root)
     nodes: dict[Cid, bytes] = {**dict(result.nodes), **{raw_cid(block): block for block in blocks}}
-    while walk.wanted:
-        for cid in walk.wanted:
-            walk.add(cid, nodes[cid])
     if width**4 < leaves:
         with pytest.raises(RemoteProtocolError, match="deeper"):
-            walk.layout()
+            _walked(walk, nodes)
         return
-    layout = walk.layout()
+    layout = _walked(walk, nodes)
     assert [leaf.digest for leaf in layout.leaves] == list(result.leaves)
     assert [leaf.offset_bytes for leaf in layout.leaves] == [sum(map(len, blocks[:n])) for n in range(leaves)]
     assert layout.size_bytes == result.size_bytes == sum(map(len, blocks))

@@ -16,6 +16,7 @@ import trio
 
 from octonode.errors import OctonodeError
 from octonode.ipfs.gateway import GatewayLimits
+from octonode.ipfs.unixfs import PROFILES, Profile
 from octonode.models.fetch import FetchLimits, fetch
 from octonode.models.library import Library
 from octonode.models.sources.gateway import GatewaySource
@@ -86,11 +87,12 @@ async def _killed_halfway(home: Path, port: int, root: str) -> int:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("profile", [PROFILES["unixfs-v1-2025"], PROFILES["unixfs-v0-2015"]], ids=["raw", "wrapped"])
 async def test_kill_9_loses_at_most_the_group_that_was_not_synced(
-    make_library: Make, big_file: Path, serve_store: Any, home: Path
+    make_library: Make, big_file: Path, serve_store: Any, home: Path, profile: Profile
 ) -> None:
     library = make_library("a")
-    entry = library.add(big_file)
+    entry = library.add(big_file, profile=profile)
     slow = GatewayLimits(upload_bytes_per_second_max=16 * MIB)
     with trio.fail_after(120):
         async with serve_store(library.store, slow) as address:
@@ -100,7 +102,7 @@ async def test_kill_9_loses_at_most_the_group_that_was_not_synced(
             held = model.have_bits()
             data = big_file.read_bytes()
             on_disk = model.paths[0].read_bytes()
-            assert told <= held.bit_count() < 41
+            assert told <= held.bit_count() < entry.row.leaf_count
             for leaf in model.layout().leaves:  # what is marked is right, without a look at the rest
                 if held >> leaf.number & 1:
                     end = leaf.offset_bytes + leaf.size_bytes
@@ -110,7 +112,9 @@ async def test_kill_9_loses_at_most_the_group_that_was_not_synced(
                 entry.root, store, sources=[GatewaySource(address)], limits=FetchLimits(sync_bytes=SYNC)
             )
     fetched = sum(report.bytes_by_source.values())
-    assert fetched <= len(data) - (held.bit_count() - 1) * MIB  # nothing that was marked was fetched again
+    assert (
+        fetched <= len(data) - (held.bit_count() - 1) * profile.leaf_bytes
+    )  # nothing that was marked was fetched again
     assert model.paths[0].read_bytes() == data
     assert make_library("a").store.require(entry.root).row.complete
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octonode.models.formats import FormatInfo, FormatRefused, sniff
+from octonode.models.formats import CacheGroup, FormatInfo, FormatRefused, Shape, sniff
 
 
 def _safetensors(header: object, data: bytes = b"") -> bytes:
@@ -24,7 +24,7 @@ def _safetensors(header: object, data: bytes = b"") -> bytes:
 
 
 TENSOR = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
-ONNX = b"\x08\x09" + b"\x12\x07pytorch" + b"\x3a\x05graph" + b"\x42\x02\x10\x11"
+ONNX = b"\x08\x09" + b"\x12\x07pytorch" + b"\x3a\x05\x12\x03net" + b"\x42\x02\x10\x11"
 
 
 def _sniff(data: bytes) -> FormatInfo:
@@ -43,6 +43,10 @@ def test_a_real_gguf(smollm2: Path) -> None:
         info = sniff(file)
     assert (info.architecture, info.quantization, info.context_tokens) == ("llama", "Q4_1", 8192)
     assert info.licence == "apache-2.0"
+    assert info.shape == Shape(
+        parameters=134_515_008, layers=30, heads=9, kv_heads=3, head_dim=64, embedding=576, feed_forward=1536,
+        vocab=49152, caches=(CacheGroup(30, 192, 192),),
+    )  # fmt: skip
 
 
 def test_safetensors() -> None:

@@ -224,9 +224,9 @@ def test_bare_names_of_several_publishers_are_listed(make_library: Make, model_f
 
 def test_references_that_come_later_or_need_the_network(make_library: Make, tmp_path: Path) -> None:
     library = make_library("a")
-    with pytest.raises(OctonodeError, match="later") as caught:
+    with pytest.raises(NotFound, match="octonode models fetch hf:org/repo") as caught:
         library.resolve("hf:org/repo")
-    assert caught.value.code == "UNSUPPORTED"
+    assert caught.value.code == "MODEL_NOT_FOUND"
     unknown = library.resolve(f"cid:{dag_cbor_cid(b'x')}")
     assert (unknown.root, unknown.manifest_cid) == (None, dag_cbor_cid(b"x"))
     assert library.resolve(f"file:{tmp_path}/x.gguf").path == tmp_path / "x.gguf"

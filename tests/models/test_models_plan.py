@@ -104,7 +104,7 @@ def test_the_endgame_asks_a_second_source_once() -> None:
 
 
 def test_no_endgame_while_much_is_under_way() -> None:
-    plan = _plan(_layout(ENDGAME_LEAVES + 1))
+    plan = _plan(_layout(ENDGAME_LEAVES * 8 + 1))
     plan.set_source("a", None)
     plan.set_source("b", None)
     while plan.next_run("a", 10_000):

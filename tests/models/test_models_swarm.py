@@ -36,7 +36,8 @@ LIMITS = FetchLimits(
     window_bytes_start=2 * MIB,
     window_bytes_max=4 * MIB,
     retry_seconds=0.05,
-    ask_peers_seconds=1.0,
+    set_aside_seconds=1.0,
+    look_seconds=0.1,
     idle_bitmap_seconds=0.1,
     timeouts=Timeouts(head_seconds=5.0, stall_seconds=5.0),
 )
@@ -85,12 +86,12 @@ def test_what_is_left_to_others_is_not_asked_of_a_whole_source_but_of_them_and_o
     plan.set_source("whole", None)
     plan.set_source("file", 0b11 << 50, near=True)
     plan.set_source("fellow", 0b11 << 60)
-    plan.reserve(bitmap.full(50) << 50)
+    plan.reserve(bitmap.full(50) << 50, ["fellow"])
     assert sorted(_drain(plan, "whole")) == list(range(50))
     assert plan.waits_at("whole")
     assert sorted(_drain(plan, "fellow")) == [60, 61]
     assert sorted(_drain(plan, "file")) == [50, 51]
-    plan.reserve(0)
+    plan.reserve(0, ())
     assert not plan.waits_at("whole")
     assert sorted(_drain(plan, "whole")) == sorted({*range(50, 100)} - {50, 51, 60, 61})
 

@@ -15,7 +15,7 @@ import pytest
 from octonode.errors import OctonodeError
 from octonode.ipfs import car
 from octonode.ipfs.cid import Cid, CidError
-from octonode.ipfs.unixfs import import_stream
+from octonode.ipfs.unixfs import PROFILES, import_stream
 from octonode.models.manifest import decode, encode, verify
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +46,25 @@ def test_cids_and_files() -> None:
     assert [cid.text for cid, block in archive if cid.matches(block)] == vectors["car"]["blocks"]
 
 
+def test_the_blocks_of_wrapped_leaves() -> None:
+    row = _load("cid")["profiles"]["profiles"]["unixfs-v0-2015"]
+    profile = PROFILES["unixfs-v0-2015"]
+    assert profile.leaf_form.block(bytes.fromhex(row["leaf"]["content"])).hex() == row["leaf"]["hex"]
+    content = random.Random(1).randbytes(row["file_node"]["size"])
+    cid, block = import_stream(io.BytesIO(content), profile=profile).nodes[0]
+    assert (cid.text, block.hex()) == (row["file_node"]["cid"], row["file_node"]["hex"])
+    assert cid.matches(block)
+
+
 def test_the_roots_are_those_of_an_independent_importer() -> None:
     """tests/ipfs/cids.json was made by Helia's importer."""
     published = json.loads((ROOT / "tests" / "ipfs" / "cids.json").read_text())
     ours = _load("cid")
     assert ours["files"]["roots"] == published["random"]["cids"]
     assert ours["big_files"]["roots"] == published["big"]["cids"]
+    for name, row in ours["profiles"]["profiles"].items():
+        theirs = published["profiles"]["cids"][name]["random"]
+        assert row["roots"] == {size: theirs[size] for size in row["roots"]}
 
 
 def test_the_manifest_is_taken_and_the_others_refused() -> None:

@@ -22,6 +22,9 @@ from octonode.models.trust import TrustTable
 from octonode.network.peerbook import Peerbook
 from octonode.node.events import Events
 from octonode.node.evicting import Evictor
+from octonode.node.fetcher import Fetcher
+from octonode.node.fetches import Fetch
+from octonode.node.names import Names
 from octonode.node.resolving import Resolver
 from octonode.node.shelf import Shelf
 from octonode.node.source import Source
@@ -34,7 +37,7 @@ PUBLISHER, US = NodeKey(b"p" * 32), NodeKey(b"u" * 32)
 class NoPeers:
     """Discovery of a node that knows only its configured gateway."""
 
-    async def gateways(self, root: str) -> list[Any]:
+    async def holders(self, root: str, *, ask: bool) -> list[Any]:
         return []
 
 
@@ -50,22 +53,24 @@ class Node:
         self.served: set[str] = set()
         self.told: list[tuple[str, dict[str, Any]]] = []
         resolver = Resolver(self.library, self.shelf, Peerbook(US.peer_id))
-        self.source = Source(
-            settings=ModelsConfig(gateways=(url,)), library=self.library, shelf=self.shelf, resolver=resolver,
-            events=Events(), metrics=Metrics("1"),
-        )  # fmt: skip
+        names = Names(self.library, self.shelf, US)
+        self.source = Source(library=self.library, shelf=self.shelf, resolver=resolver, names=names)
         evictor = Evictor(
             self.library, self.shelf, others=lambda root: self.others.get(root, 0),
             in_use=self.served.__contains__, emit=lambda event, **fields: self.told.append((event, fields)),
         )  # fmt: skip
-        self.source.connect(NoPeers(), lambda: None, evictor)  # type: ignore[arg-type]
+        self.fetcher = Fetcher(
+            settings=ModelsConfig(gateways=(url,)), library=self.library, discovery=NoPeers(), host=None,  # type: ignore[arg-type]
+            over_bitswap=None, evictor=evictor, events=Events(), metrics=Metrics("1"), own=US.peer_id,
+            changed=self.source.refresh,
+        )  # fmt: skip
 
     def _tick(self) -> int:
         self.now_ms += 1
         return self.now_ms
 
     async def fetch(self, root: Cid) -> None:
-        await self.source.fetch_model(root, lambda progress, by_source: None)
+        await self.fetcher.act(Fetch(root, 1), lambda progress: None)
 
     def here(self) -> set[Cid]:
         return set(self.store.roots())
@@ -132,7 +137,7 @@ async def test_nothing_goes_where_it_would_not_be_enough(world: tuple[Node, list
     large = Library(ModelStore(tmp_path / "large"), TrustTable(tmp_path / "large"), PUBLISHER)
     root = large.add(write_scripted_model(tmp_path / "large.model", size_bytes=2 * MIB), name="large").root
     async with served(large.store) as url:
-        node.source._settings = ModelsConfig(gateways=(url,))
+        node.fetcher._settings = ModelsConfig(gateways=(url,))
         with pytest.raises(OctonodeError) as caught:
             await node.fetch(root)
     assert caught.value.code == "DISK_FULL"

@@ -149,11 +149,17 @@ async def test_a_name_is_asked_for_once_a_minute(home: Path, autojump_clock: obj
     assert world.peers.asked == 2
 
 
-@pytest.mark.parametrize("reference", ["hf:org/repo", "file:/tmp/model.gguf"])
-async def test_what_cannot_be_asked_for_says_what_to_do(home: Path, reference: str) -> None:
-    with pytest.raises(OctonodeError, match="octonode models add") as caught:
+@pytest.mark.parametrize(
+    ("reference", "code", "words"),
+    [
+        ("hf:org/repo", "MODEL_NOT_FOUND", "octonode models fetch hf:org/repo"),
+        ("file:/tmp/model.gguf", "UNSUPPORTED", "octonode models add"),
+    ],
+)
+async def test_what_cannot_be_asked_for_says_what_to_do(home: Path, reference: str, code: str, words: str) -> None:
+    with pytest.raises(OctonodeError, match=words) as caught:
         await World(home).root(reference)
-    assert caught.value.code == "UNSUPPORTED"
+    assert caught.value.code == code
 
 
 def announce(peerbook: Peerbook, key: NodeKey, name: str, root: str) -> Announcement:

@@ -1,4 +1,7 @@
-"""`octonode` that shows false manifests to peers who ask, as LIE says: with a broken signature, or its oldest one."""
+"""`octonode` that shows false manifests to peers who ask, as LIE says: with a broken signature, or its oldest one.
+
+It publishes no name record, which would say better; with LIE=recordless that is all that is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 
 from octonode.cli.main import run
 from octonode.ids import PeerId
+from octonode.node.names import Names
 from octonode.node.shelf import Shelf
 
 _honest = Shelf.manifest
@@ -24,5 +28,11 @@ def _oldest(shelf: Shelf, publisher: PeerId, name: str) -> bytes | None:
     return min(found, key=lambda signed: signed.manifest.seq).encode() if found else None
 
 
-Shelf.manifest = {"forged": _forged, "oldest": _oldest}[os.environ["LIE"]]  # type: ignore[method-assign, assignment]
+async def _unsaid(names: Names) -> None:
+    """What is published stands in no record."""
+
+
+LIES = {"forged": _forged, "oldest": _oldest, "recordless": _honest}
+Shelf.manifest = LIES[os.environ["LIE"]]  # type: ignore[method-assign, assignment]
+Names.renew = _unsaid  # type: ignore[method-assign]
 run()

@@ -83,7 +83,10 @@ def test_a_publisher_that_nobody_knows(b: Daemon) -> None:
 
 
 def test_a_cid_that_nobody_has(b: Daemon) -> None:
-    message = fails(b.home, "models", "fetch", f"cid:{NOWHERE}", code="MODEL_NOT_FOUND", exit_code=4)
+    message = fails(b.home, "models", "fetch", f"cid:{NOWHERE}", code="UNSIGNED", exit_code=3)
+    assert "--allow-unsigned" in message
+    fetch = ("models", "fetch", f"cid:{NOWHERE}", "--allow-unsigned")
+    message = fails(b.home, *fetch, code="MODEL_NOT_FOUND", exit_code=4)
     assert f"nobody known here has {NOWHERE}" in message
     assert "right CID" in message
     assert refused(b, f"cid:{NOWHERE}")[0] == 404

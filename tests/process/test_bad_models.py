@@ -17,7 +17,6 @@ from tests.process.fleet import Fleet, fails, works
 pytestmark = pytest.mark.process
 
 LIAR = (sys.executable, str(Path(__file__).with_name("lying_daemon.py")))
-HONEST = (sys.executable, "-m", "octonode.cli.main")
 
 
 def publish(node: Daemon, file: Path, name: str = "words", version: str = "1.0.0") -> str:
@@ -62,7 +61,7 @@ def test_a_manifest_that_was_rolled_back(fleet: Fleet, tmp_path: Path, scripted:
     a = fleet.start(tmp_path / "a", command=LIAR, extra={"LIE": "oldest"})
     old = publish(a, scripted)
     fleet.stop(a)
-    a = fleet.start(tmp_path / "a", command=HONEST)
+    a = fleet.start(tmp_path / "a", command=LIAR, extra={"LIE": "recordless"})
     new = publish(a, write_scripted_model(tmp_path / "new.model", seed=2), version="1.1.0")
     b = fleet.start(tmp_path / "b", "--bootstrap", a.address, "--trust", a.peer_id)
     fleet.met(b, a)
@@ -113,7 +112,8 @@ def test_an_altered_block_is_found_and_comes_from_another_holder(fleet: Fleet, t
     fleet.met(c, a, b)
     with Client.from_home(c.home) as client:
         fleet.until(lambda: set(client.model(f"cid:{root}").holders) == {a.peer_id, b.peer_id})
-    fetched = works(c.home, "models", "fetch", f"cid:{root}")
+    assert a.peer_id in fails(c.home, "models", "fetch", f"cid:{root}", code="NOT_TRUSTED", exit_code=3)  # a signed it
+    fetched = works(c.home, "models", "fetch", f"cid:{root}", "--allow-unsigned")
     assert fetched["model"]["complete"] is True
     assert sum(fetched["bytes_by_source"].values()) == scripted.stat().st_size
     assert fetched["bytes_by_source"][f"gateway:{b.peer_id}"] >= 1024 * 1024
@@ -133,7 +133,8 @@ def test_an_altered_block_of_the_only_holder(fleet: Fleet, tmp_path: Path, scrip
     alter(a)
     b = fleet.start(tmp_path / "b", "--bootstrap", a.address)
     fleet.met(b, a)
-    message = fails(b.home, "models", "fetch", f"cid:{root}", code="VERIFICATION_FAILED", exit_code=6)
+    fetch = ("models", "fetch", f"cid:{root}", "--allow-unsigned")
+    message = fails(b.home, *fetch, code="VERIFICATION_FAILED", exit_code=6)
     assert f"of 3 blocks of {root} are missing" in message
     assert "wrong bytes" in message
     assert "Nothing false was written" in message

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octonode.ipfs.cid import Cid
 from octonode.testing.daemon import Daemon
 from octonode.testing.testnet import write_scripted_model
 from tests.process.fleet import COMMAND, Fleet, environment, fails, octonode, works
@@ -50,6 +51,20 @@ def test_cid_needs_no_daemon_and_imports_nothing(tmp_path: Path, scripted: Path,
     assert not home.exists()
 
 
+def test_a_profile_of_older_ipfs_nodes(tmp_path: Path, a: Daemon) -> None:
+    old = write_scripted_model(tmp_path / "old.model", seed=3)
+    profile = ("--profile", "unixfs-v0-2015")
+    told = works(a.home, "models", "cid", str(old), *profile)
+    assert told["root"].startswith("Qm")
+    added = works(a.home, "models", "add", str(old), "--name", "old", *profile)
+    assert added["model"]["root"] == Cid.parse(told["root"]).v1.text
+    assert works(a.home, "models", "show", f"cid:{told['root']}")["reference"] == added["model"]["reference"]
+    assert works(a.home, "models", "verify", "old")["model"]["complete"]
+    for verb in ("cid", "add"):
+        message = fails(a.home, "models", verb, str(old), "--profile", "nope", code="BAD_REQUEST", exit_code=2)
+        assert "unixfs-v1-2025" in message
+
+
 def test_add_and_show(a: Daemon, model: str, tmp_path: Path, scripted: Path) -> None:
     assert model == f"{a.peer_id}/words"
     told = works(a.home, "models", "show", "words")
@@ -81,7 +96,7 @@ def test_ls(a: Daemon, b: Daemon, model: str, fleet: Fleet) -> None:
     (seen,) = fleet.until(lambda: works(b.home, "models", "ls")["models"])
     assert (seen["state"], seen["holders"]) == ("network", [a.peer_id])
     head, row = octonode(a.home, "models", "ls").out.splitlines()
-    assert head.split() == ["MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS"]
+    assert head.split() == ["MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS", "NOTE"]
     assert row.split()[:2] == [model, "held"]
 
 
@@ -89,7 +104,7 @@ def test_trust_and_its_alias(a: Daemon, b: Daemon, model: str) -> None:
     assert works(b.home, "models", "trust")["publishers"] == []
     (row,) = works(b.home, "models", "trust", a.peer_id, "--alias", "friend")["publishers"]
     assert (row["peer_id"], row["note"]) == (a.peer_id, "friend")
-    assert octonode(b.home, "models", "trust").out.splitlines()[1].split() == [a.peer_id, "friend"]
+    assert octonode(b.home, "models", "trust").out.splitlines()[1].split() == [a.peer_id, "friend", row["fingerprint"]]
     assert works(b.home, "models", "show", "friend/words")["reference"] == model
     assert works(b.home, "models", "trust", a.peer_id, "--remove")["publishers"] == []
     fails(b.home, "models", "trust", a.peer_id, "--remove", code="NOT_FOUND", exit_code=4)
@@ -124,7 +139,7 @@ def test_serve_and_stop(a: Daemon, b: Daemon, model: str, fleet: Fleet) -> None:
     assert works(a.home, "models", "serve", f"cid:{works(a.home, 'models', 'show', model)['root']}")  # the same one
     assert works(a.home, "status")["degraded"] == []
     fleet.until(lambda: works(b.home, "peers")["peers"][0]["serving"] == [model])
-    message = fails(a.home, "models", "rm", model, code="FORBIDDEN", exit_code=3)
+    message = fails(a.home, "models", "rm", model, code="IN_USE", exit_code=3)
     assert f"octonode models serve {model} --stop" in message
     assert octonode(a.home, "models", "serve", model, "--stop").out.startswith("stopped serving")
     fails(a.home, "models", "serve", model, "--stop", code="MODEL_NOT_FOUND", exit_code=4)

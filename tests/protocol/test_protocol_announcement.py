@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from octonode.errors import LocalProtocolError, RemoteProtocolError
 from octonode.identity import NodeKey
 from octonode.ids import ANNOUNCEMENT_DOMAIN, CHECKPOINT_DOMAIN
-from octonode.protocol.announcement import Announcement, Holding, Serving, fit, open_announcement, sign_announcement
+from octonode.protocol.announcement import (
+    Announcement,
+    Holding,
+    Serving,
+    StorageRoom,
+    fit,
+    open_announcement,
+    sign_announcement,
+)
 from octonode.protocol.signed import seal_document
 
 NODE, STRANGER = NodeKey(b"p" * 32), NodeKey(b"s" * 32)
@@ -53,6 +61,8 @@ announcements = st.builds(
     access=st.sampled_from(["token", "peers", "open"]),
     region=short,
     agent_version=short,
+    role=st.sampled_from(["full", "storage"]) | short,
+    storage=st.none() | st.builds(StorageRoom, count, count, count),
     trimmed=st.booleans(),
 )
 
@@ -182,3 +192,32 @@ def test_texts_for_people_hold_nothing_but_text(evil: str, where: Any) -> None:
     forged = seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, cbrrr.decode_dag_cbor(value))
     with pytest.raises(RemoteProtocolError, match="printable"):
         open_announcement(forged, NOW_MS)
+
+
+OLD_KEYS = {
+    "version", "peer_id", "sequence", "issued_at_ms", "expires_at_ms", "state", "addresses", "gateway_port", "tier",
+    "hardware", "engines", "serving", "holding", "access", "region", "agent_version", "trimmed",
+}  # fmt: skip
+"""What version 1 had before roles and storage came."""
+
+
+def test_roles_and_storage_are_keys_that_an_old_reader_passes_over() -> None:
+    room = StorageRoom(100, 40, 60)
+    told = replace(PLAIN, role="storage", storage=room, holding=(Holding(ROOT),))
+    value = cbrrr.decode_dag_cbor(cbrrr.decode_dag_cbor(sign_announcement(NODE, told))["announcement"])
+    assert set(value) - OLD_KEYS == {"role", "storage"}
+    assert value["storage"] == {"total_bytes": 100, "used_bytes": 40, "free_bytes": 60}
+    known = {name: item for name, item in value.items() if name in OLD_KEYS}
+    again = open_announcement(seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, known), NOW_MS)
+    assert again == replace(told, role="full", storage=None)
+    plain = cbrrr.decode_dag_cbor(cbrrr.decode_dag_cbor(sign_announcement(NODE, PLAIN))["announcement"])
+    assert set(plain) <= OLD_KEYS  # a node of the usual role says nothing new
+
+
+@pytest.mark.parametrize("storage", [7, {"total_bytes": -1}, {"used_bytes": "much"}, None])
+def test_a_malformed_storage_is_refused(storage: Any) -> None:
+    value = cbrrr.decode_dag_cbor(cbrrr.decode_dag_cbor(sign_announcement(NODE, PLAIN))["announcement"])
+    data = seal_document("announcement", ANNOUNCEMENT_DOMAIN, NODE, {**value, "storage": storage})
+    with pytest.raises(RemoteProtocolError) as caught:
+        open_announcement(data, NOW_MS)
+    assert caught.value.code == "BAD_MESSAGE"

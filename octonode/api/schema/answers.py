@@ -50,6 +50,8 @@ class AnswerFacts:
     seconds: float = 0.0
     candidates: tuple[CandidateFacts, ...] = ()
     """Everybody who was considered; only where `octonode.explain` was set."""
+    manifest: str = ""
+    """CID of the model's signed manifest; empty: UNSIGNED, known by its root alone."""
 
 
 class Chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -26,19 +26,29 @@ from octonode.api.schema.facts import (
 from octonode.api.schema.failures import error_from_body
 from octonode.api.schema.plain import to_json
 from octonode.api.schema.shape import read
-from octonode.api.schema.verbs import AddModel, FetchModel, PublishModel, ServeModel, VerifyModel
+from octonode.api.schema.verbs import (
+    AddModel,
+    FetchModel,
+    PublishModel,
+    RollbackModel,
+    ServeModel,
+    UpdateModel,
+    VerifyModel,
+)
 from octonode.errors import Unreachable
 
 T = TypeVar("T")
 Item_co = TypeVar("Item_co", covariant=True)
 
-ModelVerb = AddModel | FetchModel | PublishModel | ServeModel | VerifyModel
+ModelVerb = AddModel | FetchModel | PublishModel | ServeModel | VerifyModel | UpdateModel | RollbackModel
 _PATHS: dict[type, str] = {
     AddModel: "add",
     FetchModel: "fetch",
     PublishModel: "publish",
     ServeModel: "serve",
     VerifyModel: "verify",
+    UpdateModel: "update",
+    RollbackModel: "rollback",
 }
 
 
@@ -46,10 +56,13 @@ _PATHS: dict[type, str] = {
 class Call(Generic[T]):
     """One request, and what its answer means."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     decode: Callable[[Any], T]
     body: Any = None
+    content: Any = None
+    """In place of a body in JSON: bytes as they are, as an iterable, or an asynchronous one for trio."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reading(Protocol[Item_co]):
@@ -135,52 +148,52 @@ class EventLog:
         return
 
 
-def _many(kind: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
+def many(kind: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
     return lambda body: tuple(read(kind, each) for each in body[name])
 
 
-def _one(kind: type[T]) -> Callable[[Any], T]:
+def one(kind: type[T]) -> Callable[[Any], T]:
     return lambda body: read(kind, body)
 
 
 class Calls:
     """Every verb that answers at once."""
 
-    node = Call("GET", "/api/v1/node", _one(NodeFacts))
-    peers = Call("GET", "/api/v1/peers", _many(PeerFacts, "peers"))
-    models = Call("GET", "/api/v1/models", _many(ModelFacts, "models"))
-    publishers = Call("GET", "/api/v1/models/trust", _many(Publisher, "publishers"))
-    doctor = Call("GET", "/api/v1/doctor", _many(Finding, "findings"))
+    node = Call("GET", "/api/v1/node", one(NodeFacts))
+    peers = Call("GET", "/api/v1/peers", many(PeerFacts, "peers"))
+    models = Call("GET", "/api/v1/models", many(ModelFacts, "models"))
+    publishers = Call("GET", "/api/v1/models/trust", many(Publisher, "publishers"))
+    doctor = Call("GET", "/api/v1/doctor", many(Finding, "findings"))
     stop = Call("POST", "/api/v1/stop", lambda _: None)
 
     @staticmethod
     def join(address: str) -> Call[Joined]:
-        return Call("POST", "/api/v1/peers", _one(Joined), {"address": address})
+        return Call("POST", "/api/v1/peers", one(Joined), {"address": address})
 
     @staticmethod
     def model(reference: str) -> Call[ModelFacts]:
-        return Call("GET", f"/api/v1/models/{quote(reference)}", _one(ModelFacts))
+        return Call("GET", f"/api/v1/models/{quote(reference)}", one(ModelFacts))
 
     @staticmethod
     def remove(reference: str, force: bool) -> Call[ModelFacts]:
-        return Call("DELETE", f"/api/v1/models/{quote(reference)}{'?force=1' if force else ''}", _one(ModelFacts))
+        return Call("DELETE", f"/api/v1/models/{quote(reference)}{'?force=1' if force else ''}", one(ModelFacts))
 
     @staticmethod
     def trust(publisher: str, trusted: bool, note: str) -> Call[tuple[Publisher, ...]]:
         body = {"publisher": publisher, "trusted": trusted, "note": note}
-        return Call("POST", "/api/v1/models/trust", _many(Publisher, "publishers"), body)
+        return Call("POST", "/api/v1/models/trust", many(Publisher, "publishers"), body)
 
     @staticmethod
     def tasks(limit: int) -> Call[tuple[TaskFacts, ...]]:
-        return Call("GET", f"/api/v1/tasks?limit={limit}", _many(TaskFacts, "tasks"))
+        return Call("GET", f"/api/v1/tasks?limit={limit}", many(TaskFacts, "tasks"))
 
     @staticmethod
     def receipt(task: str) -> Call[ReceiptFacts]:
-        return Call("GET", f"/api/v1/receipts/{quote(task)}", _one(ReceiptFacts))
+        return Call("GET", f"/api/v1/receipts/{quote(task)}", one(ReceiptFacts))
 
     @staticmethod
     def explain(model: str, peer: str) -> Call[tuple[CandidateFacts, ...]]:
-        return Call("POST", "/api/v1/explain", _many(CandidateFacts, "candidates"), {"model": model, "peer": peer})
+        return Call("POST", "/api/v1/explain", many(CandidateFacts, "candidates"), {"model": model, "peer": peer})
 
     @staticmethod
     def chat(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call[Answer]:

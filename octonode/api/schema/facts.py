@@ -30,6 +30,20 @@ class TaskCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageFacts:
+    """Bytes at a node for what peers pin there."""
+
+    total_bytes: int = 0
+    used_bytes: int = 0
+    free_bytes: int = 0
+    peer_bytes_max: int = 0
+    """Of one asker; 0: no bound of its own."""
+    peer_bytes: int = 0
+    """Of the asker now."""
+    pins: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeFacts:
     """`GET /api/v1/node`."""
 
@@ -49,6 +63,10 @@ class NodeFacts:
     tier: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     engines: tuple[str, ...] = ()
+    role: str = ""
+    """`full`, or `storage`: keeps models and runs none."""
+    storage: StorageFacts | None = None
+    """Room for models that peers pin here; null where nobody may."""
     access: str = ""
     region: str = ""
     muxer: str = ""
@@ -57,6 +75,8 @@ class NodeFacts:
     peers_known: int = 0
     serving: tuple[str, ...] = ()
     """References of the models loaded here."""
+    unsigned: tuple[str, ...] = ()
+    """Those of `serving` that no publisher signed."""
     tasks: TaskCounts = field(default_factory=TaskCounts)
     degraded: tuple[Degraded, ...] = ()
 
@@ -76,6 +96,10 @@ class PeerFacts:
     serving: tuple[str, ...] = ()
     """Models it says it serves: publisher/name where it has one, else the root CID."""
     holding: tuple[str, ...] = ()
+    role: str = ""
+    """`full`, or `storage`; empty before its first announcement."""
+    storage_free_bytes: int = 0
+    """Room for models that those it lists pin there."""
     seen_at_ms: int = 0
     expires_at_ms: int = 0
     """When its announcement ends."""
@@ -112,7 +136,19 @@ class ModelFacts:
     license: str = ""
     created_at_ms: int = 0
     trusted: bool = False
+    unsigned: bool = False
+    """No manifest signed by a publisher is known of it: its bytes are what the root says, and nobody says more."""
+    deprecated: str = ""
+    """What its publisher says against this version and what to take instead; empty where it is not deprecated."""
+    kept_as_previous: bool = False
+    """It was updated, and is kept to go back to: `models rollback`. Let it go with `models unpin` or `models rm`."""
     pinned: bool = False
+    last_used_at_ms: int = 0
+    """By an engine here, or by a verb of the owner's; 0 where it is not held."""
+    checked_at_ms: int = 0
+    """When everything held of it was last hashed again; 0: not since it came."""
+    damaged_blocks: int = 0
+    """Found damaged by that check, and not repaired since."""
     servers: tuple[str, ...] = ()
     """Peer ids that announce that they serve it, ours among them."""
     holders: tuple[str, ...] = ()
@@ -151,7 +187,12 @@ class Publisher:
 
     peer_id: str
     note: str = ""
+    """An alias of the owner's: `alias/model` works as a reference."""
     since_ms: int = 0
+    public_key: str = ""
+    """Its Ed25519 key, 64 hex digits."""
+    fingerprint: str = ""
+    """`SHA256:` and the digest of the key in base64, to be compared with what the publisher shows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,27 @@ class AddModel:
     license: str = ""
     publish: bool = False
     """Provide it in the DHT as well, as `publish` does."""
+    profile: str = ""
+    """UnixFS profile that makes its CIDs, such as unixfs-v0-2015; empty: unixfs-v1-2025. The manifest holds it."""
+    root: str = ""
+    """Root CID it must have, else VERIFICATION_FAILED; empty: whatever it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchModel:
     reference: str
-    """publisher/name[@range], cid:..., file:/path."""
+    """publisher/name[@range], cid:..., file:/path, hf:org/repo[@revision][/file]."""
     trust: bool = False
     """Trust the publisher from now on, if it is not known yet. Without it an unknown one is refused: NOT_TRUSTED."""
     pin: bool = False
+    allow_unsigned: bool = False
+    """Take a bare root that no publisher has signed for. Without it: UNSIGNED."""
+    background: bool = False
+    """Answer at once; the fetch goes on, over restarts too, until it is here or cancelled."""
+    priority: int = 0
+    """From -100 to 100: of those that wait the highest is fetched first."""
+    peers: tuple[str, ...] = ()
+    """Multiaddrs, each ending in /p2p/<id>, of nodes that are said to have it: octonodes, Kubo, Helia."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,33 @@ class ServeModel:
     """Name of an adapter; empty: by the format of the model."""
     stop: bool = False
     """True: unload it and announce it no more."""
+    allow_unsigned: bool = False
+    """As of `FetchModel`."""
+    peers: tuple[str, ...] = ()
+    """As of `FetchModel`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateModel:
+    """Fetch the newest version in range and put it in the place of the one held; what is served is switched to it."""
+
+    reference: str
+    """publisher/name or a bare name; with @range to change the range it stays in."""
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackModel:
+    """Go back to the previous version that is held."""
+
+    reference: str
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyModel:
     reference: str
+    repair: bool = False
+    """Fetch what is damaged or missing from peers."""
 
 
 @dataclass(frozen=True, slots=True)

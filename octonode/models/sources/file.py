@@ -74,4 +74,4 @@ class _FileLane:
             raise NotFound(f"{self._path}: {error.strerror}") from error
         if len(data) != leaf.size_bytes:
             raise NotFound(f"{self._path} is shorter than the file wanted")
-        return data
+        return leaf.block(data)

@@ -71,7 +71,7 @@ class _GatewayLane:
 
     async def leaves(self, file_root: Cid, leaves: Sequence[Leaf], arrived: Arrived) -> None:
         size = sum(leaf.size_bytes for leaf in leaves)
-        needed = CAR_OVERHEAD_BYTES + size + SECTION_OVERHEAD_BYTES * len(leaves)
+        needed = CAR_OVERHEAD_BYTES + sum(leaf.block_bytes + SECTION_OVERHEAD_BYTES for leaf in leaves)
         if len(self._buffer) < needed:
             self._buffer = bytearray(needed)
         view = memoryview(self._buffer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Final
 
 import httpx
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 LANES: Final = 4
 RUN_LEAVES_MIN: Final = 2
 """A CAR brings the nodes above its leaves again, so one leaf alone is asked for as a raw block."""
-NODES_BYTES_MAX: Final = 8 * BLOCK_BYTES_MAX
+NODES_BYTES_MAX: Final = 2 * BLOCK_BYTES_MAX
 """Nodes above the leaves of one run, which a CAR for the public brings along."""
 CAR_ACCEPT: Final = f"{CAR_TYPE}; version=1; order=dfs; dups=y"
 
@@ -112,7 +113,8 @@ class _HttpsLane:
                 self._habits.gives_cars = False
                 log.info("%s is asked block by block: %s", self._http.what, reason)
         while waiting:
-            block = await self._raw(waiting[-1].cid, BLOCK_BYTES_MAX)
+            leaf = waiting[-1]
+            block = await self._raw(leaf.cid, leaf.block_bytes)
             arrived([(waiting.pop(), memoryview(block))])
 
     async def _raw(self, cid: Cid, bytes_max: int) -> bytearray:
@@ -138,20 +140,22 @@ class _HttpsLane:
         first = waiting[-1].offset_bytes
         last = waiting[0].offset_bytes + waiting[0].size_bytes - 1
         target = f"{IPFS_PREFIX}{file_root}?format=car&dag-scope=entity&entity-bytes={first}:{last}"
-        size = sum(leaf.size_bytes + SECTION_OVERHEAD_BYTES for leaf in waiting)
+        size = sum(leaf.block_bytes + SECTION_OVERHEAD_BYTES for leaf in waiting)
         run = _Run(waiting, self._take(CAR_OVERHEAD_BYTES + NODES_BYTES_MAX + size))
         async with self._http.open("GET", target, headers={"accept": CAR_ACCEPT}) as response:
-            if response.status_code in (400, 404, 405, 406, 415, 500, 501):
+            if response.status_code in (400, 405, 406, 415, 500, 501):
+                await self._http.words(response)  # a short answer read to its end keeps the connection
                 raise _NoCar(f"it answered {response.status_code} to a CAR")
             await self._check_status(response, f"a run of {file_root}")
             kind = response.headers.get("content-type", "").partition(";")[0].strip()
             if kind != CAR_TYPE:
                 raise _NoCar(f"it sent {kind[:64] or 'something without a type'} for a CAR")
             try:
-                async for piece in self._http.chunks(response, len(self._buffer)):
-                    found = run.take(piece)
-                    if found:
-                        arrived(found)
+                async with aclosing(self._http.chunks(response, len(self._buffer))) as pieces:
+                    async for piece in pieces:
+                        found = run.take(piece)
+                        if found:
+                            arrived(found)
             except RemoteProtocolError as error:
                 raise _NoCar(error.message) from error
         if waiting:

@@ -22,9 +22,7 @@ def held_elsewhere(store: ModelStore, layout: Layout) -> StoreSource | None:
     for leaf in layout.leaves:
         wanted[leaf.digest] = wanted.get(leaf.digest, 0) | 1 << leaf.number
     found = 0
-    for model in store.held():
-        if model.root == layout.root.v1:
-            continue
+    for model in store.sharing(layout):
         shared = [leaf for leaf in model.layout().leaves if leaf.digest in wanted]
         held = model.have_bits() if shared else 0
         for leaf in shared:
@@ -88,5 +86,3 @@ class _StoreLane:
                 self._leaves &= ~(1 << leaf.number)
                 raise
             arrived([(leaf, memoryview(data))])
-
-

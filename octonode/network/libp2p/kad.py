@@ -19,7 +19,7 @@ from octonode.config import NetworkConfig
 from octonode.errors import LocalProtocolError
 from octonode.ids import KAD_PROTOCOL, PeerId, public_key_from_peer_id
 from octonode.network.host import SelectRecord, ValidateRecord
-from octonode.network.keys import KEY_BYTES, VALUE_NAMESPACE, multihash
+from octonode.network.keys import KEY_BYTES, VALUE_NAMESPACES, in_namespace, multihash
 from octonode.network.libp2p.host import Libp2pHost
 from octonode.network.libp2p.kad_host import KadHost
 from octonode.network.libp2p.kad_stores import (
@@ -49,7 +49,7 @@ JOIN_PAUSE_SECONDS = 1.0
 
 
 class OctoValidator(Validator):  # type: ignore[misc]
-    """Records of the namespace `octo`: bounded here, judged by the validator from outside."""
+    """Records of our namespaces: bounded here, judged by the validator from outside."""
 
     def __init__(self, validate: ValidateRecord, select: SelectRecord) -> None:
         self._validate = validate
@@ -99,7 +99,7 @@ class Kademlia:
             self._kad_host,
             DHTMode.SERVER,
             enable_random_walk=False,
-            validator=NamespacedValidator({VALUE_NAMESPACE: self._judge}, strict_validation=True),
+            validator=NamespacedValidator(dict.fromkeys(VALUE_NAMESPACES, self._judge), strict_validation=True),
             validator_changed=True,
             strict_validation=True,
         )
@@ -145,14 +145,15 @@ class Kademlia:
 
     async def put(self, key: str, value: bytes) -> bool:
         """False when no peer took it. Raises what the validator raises for our own record."""
-        if not key.startswith(f"/{VALUE_NAMESPACE}/"):
-            raise LocalProtocolError(f"{key!r} is not a key of the namespace /{VALUE_NAMESPACE}/")
+        if not in_namespace(key):
+            raise LocalProtocolError(f"{key!r} is in none of the namespaces {', '.join(VALUE_NAMESPACES)}")
         self._judge.validate(key, value)
         name = key.encode()
         taken: list[ID] = []
         kept = self._values.get(name)
-        if kept is None or self._judge.select(key, [kept.value, value]) == 1:
-            self._values.put(name, value)
+        if kept is not None and self._judge.select(key, [kept.value, value]) == 0:
+            return False
+        self._values.put(name, value)
         async with self._lookups:
             await self._store(name, value, taken)
         return bool(taken)
@@ -169,7 +170,7 @@ class Kademlia:
 
             await self._each(nearest[:PROVIDERS_PER_KEY_MAX], store)
 
-    async def get(self, key: str) -> bytes | None:
+    async def get(self, key: str, timeout_seconds: float = LOOKUP_SECONDS) -> bytes | None:
         name = key.encode()
         kept = self._values.get(name)
         good: list[bytes] = [kept.value] if kept is not None else []
@@ -181,7 +182,8 @@ class Kademlia:
                 good.append(record.value)
             return list(closer)
 
-        await self._walk(name, ask)
+        with trio.move_on_after(timeout_seconds):
+            await self._walk(name, ask)
         return good[self._judge.select(key, good)] if good else None
 
     def _still_valid(self, name: bytes, value: bytes) -> bool:

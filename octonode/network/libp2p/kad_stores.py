@@ -22,7 +22,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
 
-from octonode.network.keys import KEY_BYTES
+from octonode.network.keys import KEY_BYTES, NAME_NAMESPACE
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,13 @@ PROVIDERS_PER_KEY_MAX = 20
 KEYS_PER_PROVIDER_MAX = 1024
 PROVIDER_RECORDS_MAX = 65_536
 VALUES_MAX = 4_096
+NAME_VALUES_MAX = 2_048
+"""Name records among them when it is full: they do not drive out where peers are, nor the other way round."""
 VALUE_BYTES_MAX = 4_096
 MESSAGE_BYTES_MAX = 64 * 1024
 """20 peers with addresses and signed records are 8 KiB; the library would take 4 MiB."""
 ECHO_SECONDS = 5.0
+_NAMES = f"/{NAME_NAMESPACE}/".encode()
 
 
 class FreshProviders(ProviderStore):  # type: ignore[misc]
@@ -143,7 +146,9 @@ class CheckedValues(ValueStore):  # type: ignore[misc]
         if len(self.store) >= VALUES_MAX:
             self.cleanup_expired()
         while len(self.store) >= VALUES_MAX:
-            self.remove(next(iter(self.store)))
+            names = [key for key in self.store if key.startswith(_NAMES)]
+            others = (key for key in self.store if not key.startswith(_NAMES))
+            self.remove(names[0] if len(names) > NAME_VALUES_MAX else next(others))
 
     async def _republish_records(self, peer_routing: Any = None) -> None:
         """Nothing: the announcer puts its record again before it expires."""

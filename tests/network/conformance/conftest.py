@@ -24,7 +24,7 @@ def accept_good(key: str, value: bytes) -> None:
 
 
 def last_in_order(key: str, values: list[bytes]) -> int:
-    return max(range(len(values)), key=lambda index: values[index])
+    return max(range(len(values)), key=lambda index: (values[index], index))
 
 
 @dataclass

@@ -95,6 +95,25 @@ async def test_a_value_is_read_elsewhere_and_the_better_one_wins(world: Any) -> 
             await until(reads(node, b"good 2"))
 
 
+async def test_an_older_value_does_not_come_back(world: Any) -> None:
+    with trio.fail_after(GENEROUS_SECONDS):
+        a, b, c = await line(world, 3)
+        await put(a, "/octo-model/some/name", b"good 2")
+        await until(lambda: c.values.put("/octo-model/some/name", b"good 2"))  # what is kept already counts as taken
+        assert not await c.values.put("/octo-model/some/name", b"good 1")
+        for node in (a, b, c):
+            assert await node.values.get("/octo-model/some/name", 10.0) == b"good 2"
+
+
+async def test_a_key_of_no_namespace_is_refused(world: Any) -> None:
+    with trio.fail_after(GENEROUS_SECONDS):
+        a, b = await line(world, 2)
+        for key in ("/other/some", "/octo", "octo/some", "/octo-models/some/name"):
+            with pytest.raises(LocalProtocolError):
+                await a.values.put(key, b"good")
+            assert await b.values.get(key) is None
+
+
 async def test_our_own_bad_value_is_refused(world: Any) -> None:
     with trio.fail_after(GENEROUS_SECONDS):
         a, b = await line(world, 2)

@@ -45,3 +45,22 @@ async def test_junk_shown_for_a_name_does_not_end_the_search_for_it(world: World
     found = await c.peers.discovery.find_manifest(publisher, "smol", genuine)
     assert found[0].data == b"true"
     assert len(found) > 1, "what was wrong is told as well"
+
+
+async def test_peers_of_another_kind_are_no_company(world: World, autojump_clock: MockClock) -> None:
+    """Plain IPFS nodes may stay, by the dozen, and we go on looking for our own, who do not look for us."""
+    a = await world.start("a")
+    for number in range(12):
+        stranger = world.memory.node(key_of(f"IPFS {number}").peer_id)
+        await world.nursery.start(stranger.run)
+        await stranger.host.connect(a.address)
+    await trio.sleep(30)
+    b, *others = [await world.listen_only(name) for name in "bcde"]
+    for each in others:
+        await each.network.host.connect(b.address)
+        await each.peers.hello.greet(b.id)
+    await a.peers.membership.join(b.address)
+    await trio.sleep(60)
+    assert a.connected(b, *others)
+    assert len(a.network.host.connected) == 12 + 4, "nobody was sent away"
+    assert a.peers.membership.report().findings == ()
