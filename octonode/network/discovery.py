@@ -116,7 +116,8 @@ class Discovery:
     async def holders(self, root: str, *, ask: bool = True) -> list[Holder]:
         """Peers that hold blocks of `root`, wholly or in part; connected now, where they can be reached.
 
-        Without `ask` the network is not searched: what peers announced by themselves is what is known. Raises RootError.
+        Without `ask` the network is not searched: what peers announced by themselves is what is known.
+        Raises RootError.
         """
         key = keys.blocks_key(root_digest(root))
 
