@@ -31,17 +31,18 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 	@mkdir -p build
 	$(BIN)/octonode demo
 
-# Minutes of each ring on 2 cores, six in all; `make test ONLY=tests/protocol` runs one:
-#   tidy, setup scripts, settings, logs, hardware       0.5   tests/tidy tests/scripts tests/hardware tests/test_*.py
-#   sans-IO units and properties, models, tasks, API    1     tests/protocol tests/ipfs tests/models tests/tasks tests/api
+# Minutes of each ring on 2 cores, about eighteen in all; `make test ONLY=tests/protocol` runs one:
+#   tidy, setup scripts, settings, logs, hardware       1     tests/tidy tests/scripts tests/hardware tests/cli tests/test_*.py
+#   sans-IO units and properties, tasks, API, node      3     tests/protocol tests/ipfs tests/tasks tests/api tests/node
+#   models: stores, fetches, formats, kill -9           3     tests/models
 #   real workers of both engines                        1     tests/engines
-#   both networks: in memory and real libp2p hosts      1.5   tests/network
-#   real daemons, the main job on the real model        2     tests/process
+#   both networks: in memory and real libp2p hosts      2     tests/network
+#   real daemons, the main job on the real model        8     tests/process
 test: setup model ## all tests that need no GPU; sets up everything first
 	$(if $(MUXER),OCTONODE_NETWORK_MUXER=$(MUXER)) $(BIN)/pytest $(ONLY)
 
-# On loopback, in a minute or two; needs npm, and Linux on x86-64. No part of `make test`.
-test-interop: setup interop-peers ## real js-libp2p and go-libp2p against us, over each muxer and transport
+# On loopback, in five minutes; needs npm, nginx (apt-get install nginx-light), and Linux on x86-64. No part of `make test`.
+test-interop: setup model interop-peers ## real js-libp2p, go-libp2p, Helia, Kubo and nginx against us
 	$(BIN)/pytest $(or $(ONLY),tests/interop)
 
 check: setup ## style, types, layers, tidiness: no test of behaviour
@@ -51,7 +52,7 @@ check: setup ## style, types, layers, tidiness: no test of behaviour
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -q tests/tidy
 
-bench: setup model ## figures against their goals, to build/bench.json
+bench: setup model interop-peers ## figures against their goals, to build/bench.json
 	@mkdir -p build
 	$(BIN)/python -m scripts.bench $(if $(ONLY),--only $(ONLY))
 

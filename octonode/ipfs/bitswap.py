@@ -35,9 +35,6 @@ __all__ = ["Bitswap", "BitswapLimits"]
 
 log = logging.getLogger(__name__)
 
-GONE_SECONDS = 0.2
-"""After a stream was cut, until the host knows whether the connection was: then no answer is awaited any more."""
-
 
 class _Peer:
     """What we have with one peer: what it wants, what we want, its streams."""
@@ -169,10 +166,6 @@ class Bitswap:
             log.debug("a stream to %s ended: %s", stream.peer_id, error.message)
             peer.session.reset(stream)
             await stream.reset()
-            was_read.set()
-            await trio.sleep(GONE_SECONDS)
-            if stream.peer_id not in self._host.connected:
-                peer.session.lost()
         except Exception:
             log.exception("reading a stream of %s failed", stream.peer_id)
             await stream.reset()

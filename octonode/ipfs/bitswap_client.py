@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 PRESENCES_PER_PASS: Final = 512
 """Taken before others have their turn."""
+CONNECTED_SECONDS: Final = 0.5
+"""Without news while something is wanted, before a look whether the peer is still connected. Where none of its streams
+was open when it went, as with Helia between two messages, nothing else tells."""
 
 
 class PeerSession:
@@ -310,8 +313,10 @@ class PeerSession:
                 elif now >= check_at:
                     self._check_stall(check_at - self._limits.stall_seconds, now)
                     check_at, self._moved_bytes = now + self._limits.stall_seconds, 0
-            with trio.move_on_at(min(check_at, idle_at)):
+            with trio.move_on_at(min(check_at, idle_at, now + CONNECTED_SECONDS if self._wants else math.inf)) as quiet:
                 await self._news.wait()
+            if quiet.cancelled_caught and self._wants and self.peer_id not in self._host.connected:
+                self._ask_anew()
             self._news = trio.Event()
         return False
 

@@ -27,6 +27,8 @@ class Batch:
     """Leaves of one lane; `done` is set when the lane may use their memory again."""
 
     source: str
+    verified: bool
+    """Their hashes are known to be right."""
     leaves: list[tuple[Leaf, memoryview]]
     """With their blocks."""
     done: trio.Event = field(default_factory=trio.Event)
@@ -87,7 +89,7 @@ class Receiver:
         """In a thread. What was right and written, and the first that was wrong; nothing wrong is ever written."""
         good: list[Leaf] = []
         for leaf, block in batch.leaves:
-            if hashlib.sha256(block).digest() != leaf.digest:
+            if not batch.verified and hashlib.sha256(block).digest() != leaf.digest:
                 return good, leaf
             try:
                 data = leaf.unwrap(block)

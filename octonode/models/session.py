@@ -241,7 +241,7 @@ class FetchSession:
 
         def hand_on() -> None:
             if gathered:
-                batches.append(Batch(name, gathered.copy()))
+                batches.append(Batch(name, state.source.verifies, gathered.copy()))
                 gathered.clear()
                 self._receiver.put(batches[-1])
 

@@ -17,6 +17,9 @@ from octonode.models.placing import copy, fsync_directory, preallocate
 
 SYNC_BYTES: Final = 64 * 1024 * 1024
 """Bytes written before they are synced and marked: what a crash costs at most, beside what is in flight."""
+WRITE_BYTES: Final = 256 * 1024
+"""In one go. For a write of 1 MiB Linux looks for as much memory in one piece, which took ten times as long as the
+write itself where memory was in fragments (6.18, ext4)."""
 WRITE_LOCK: Final = "write.lock"
 
 
@@ -61,7 +64,7 @@ class LeafWriter:
             fd = self._fd(file)
             view, offset = memoryview(data), leaf.offset_bytes
             while view:
-                written = os.pwrite(fd, view, offset)
+                written = os.pwrite(fd, view[:WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise disk_error(error, self.model.path_of(file), self.model.row.size_bytes) from error

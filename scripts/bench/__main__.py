@@ -1,6 +1,6 @@
 """`make bench`: figures against their goals, side by side in one run, into build/bench.json.
 
-    python -m scripts.bench                     all rows, about eleven minutes on two cores
+    python -m scripts.bench                     all rows, about twenty minutes on two cores
     python -m scripts.bench --only NAME         one row, or all rows that begin with NAME
     python -m scripts.bench --list              the names
 

@@ -177,7 +177,7 @@ class _Blocks:
     """A source of single blocks out of a mapping, as bitswap is."""
 
     name = label = "blocks"
-    rank, lanes = 1, 2
+    rank, lanes, verifies = 1, 2, False
     peer_id: PeerId | None = None
 
     def __init__(self, blocks: dict[Cid, bytes]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def uploads(node: Daemon) -> list[dict[str, Any]]:
     return found
 
 
+HEED_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""What a shell starts in the background ignores SIGINT, and so do all below it."""
+
+
 def test_upload_outlives_ctrl_c_and_a_kill_of_the_node_and_is_then_served(
     fleet: Fleet, place: Path, tmp_path: Path
 ) -> None:
@@ -41,7 +48,9 @@ def test_upload_outlives_ctrl_c_and_a_kill_of_the_node_and_is_then_served(
     with slow_line(node.api, 2 * MB) as line:
         command = [*COMMAND, "models", "upload", str(model), "--name", "sent", "--api", line]
         elsewhere = environment(tmp_path / "elsewhere", {"OCTONODE_TOKEN": token})
-        process = subprocess.Popen(command, env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEED_CTRL_C, *command], env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         with Client.from_home(node.home) as client:
             fleet.until(lambda: any(each.files[0].offset_bytes > MB for each in client.do(uploads_call)))
         process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,11 +92,15 @@ def test_what_is_not_published_is_not_found(a: Daemon, b: Daemon, model: str) ->
 
 
 def test_ls(a: Daemon, b: Daemon, model: str, fleet: Fleet) -> None:
-    (held,) = works(a.home, "models", "ls")["models"]
-    assert (held["reference"], held["state"], held["holders"]) == (model, "held", [a.peer_id])
-    (seen,) = fleet.until(lambda: works(b.home, "models", "ls")["models"])
+    def listed(node: Daemon) -> list[dict[str, Any]]:
+        return [each for each in works(node.home, "models", "ls")["models"] if each["reference"] == model]
+
+    (held,) = listed(a)
+    assert (held["state"], held["holders"]) == ("held", [a.peer_id])
+    (seen,) = fleet.until(lambda: listed(b))
     assert (seen["state"], seen["holders"]) == ("network", [a.peer_id])
-    head, row = octonode(a.home, "models", "ls").out.splitlines()
+    head, *rows = octonode(a.home, "models", "ls").out.splitlines()
+    (row,) = [each for each in rows if each.startswith(f"{model} ")]
     assert head.split() == ["MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS", "NOTE"]
     assert row.split()[:2] == [model, "held"]
 

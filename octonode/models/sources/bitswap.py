@@ -62,6 +62,10 @@ class BitswapSource:
         return self._rank
 
     @property
+    def verifies(self) -> bool:
+        return True
+
+    @property
     def lanes(self) -> int:
         return LANES
 

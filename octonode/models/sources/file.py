@@ -39,6 +39,10 @@ class FileSource:
         return 0
 
     @property
+    def verifies(self) -> bool:
+        return False
+
+    @property
     def lanes(self) -> int:
         return 1
 

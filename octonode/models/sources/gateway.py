@@ -48,6 +48,10 @@ class GatewaySource:
         return 1
 
     @property
+    def verifies(self) -> bool:
+        return False
+
+    @property
     def lanes(self) -> int:
         return LANES
 

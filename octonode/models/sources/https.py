@@ -70,6 +70,10 @@ class HttpsSource:
         return 2
 
     @property
+    def verifies(self) -> bool:
+        return False
+
+    @property
     def lanes(self) -> int:
         return LANES
 

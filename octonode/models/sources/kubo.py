@@ -39,6 +39,10 @@ class KuboSource:
         return 2
 
     @property
+    def verifies(self) -> bool:
+        return False
+
+    @property
     def lanes(self) -> int:
         return LANES
 

@@ -54,6 +54,11 @@ class Source(Protocol):
         ...
 
     @property
+    def verifies(self) -> bool:
+        """True when its lanes hand on only what they have hashed: it is not hashed again."""
+        ...
+
+    @property
     def lanes(self) -> int:
         """How many lanes are worth having at once."""
         ...

@@ -54,6 +54,10 @@ class StoreSource:
         return 0
 
     @property
+    def verifies(self) -> bool:
+        return True
+
+    @property
     def lanes(self) -> int:
         return 1
 
