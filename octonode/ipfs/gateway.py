@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -46,12 +47,20 @@ class GatewayLimits:
     """In the index and on disk at the same time, in threads of their own; the next ones wait their turn."""
 
 
+STEP_BYTES_MAX: Final = 1024 * 1024
+"""Of sendfile; between two steps other connections get their turn."""
+STEP_BYTES_MIN: Final = 16 * 1024
+
+
 class Pace:
     """A token bucket over all connections; refills by the clock, holds at most a second's worth."""
 
     def __init__(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
         self._next = 0.0
+        wanted = bytes_per_second // 4 or STEP_BYTES_MAX
+        self.step_bytes = min(STEP_BYTES_MAX, max(STEP_BYTES_MIN, wanted))
+        """What is sent before the clock is looked at again: little on a thin line, so that no asker thinks it dead."""
 
     async def take(self, size_bytes: int) -> None:
         if not self._rate:

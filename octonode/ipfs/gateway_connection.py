@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from octonode.ipfs.gateway import Gateway
 
 _MORE: Final = getattr(socket, "MSG_MORE", 0)
-_SENDFILE_BYTES: Final = 1024 * 1024
-"""One step of sendfile; between two steps other connections get their turn."""
 _LAST_BYTES: Final = 64 * 1024
 """Of a file that is answered with as it is, the end that goes only once the file has been looked at again."""
 
@@ -175,7 +173,7 @@ class Connection:
         offset, end = part.offset_bytes, part.offset_bytes + part.size_bytes
         fd = self._sock.fileno()
         while offset < end:
-            step = min(end - offset, _SENDFILE_BYTES)
+            step = min(end - offset, self._gateway.pace.step_bytes)
             try:
                 count = os.sendfile(fd, part.fd, offset, step)
             except BlockingIOError:

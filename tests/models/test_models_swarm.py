@@ -287,3 +287,27 @@ async def test_six_who_fetch_at_once_take_the_model_about_once_from_its_first_ho
     print("from the first holder:", first.sent_bytes / size, "times the file")
     assert first.sent_bytes <= 1.25 * size
     assert all(not report.banned for report in reports.values())
+
+
+async def test_a_thin_line_that_several_share_stalls_none_of_them(
+    make_library: Make, serve_store: Any, model_file: Path
+) -> None:
+    """What a gateway may send in all is dealt out in small steps, so that no asker hears nothing for long."""
+    thin = GatewayLimits(upload_bytes_per_second_max=256 * 1024)
+    patience = Timeouts(head_seconds=10.0, stall_seconds=1.5, bytes_per_second_min=1)
+    library = make_library("a")
+    layout = library.store.require(library.add(model_file).root).layout()
+    got: list[int] = []
+
+    async def ask(address: GatewayAddress, number: int) -> None:
+        lane = GatewaySource(address, patience).open()
+        try:
+            await lane.leaves(layout.files[0].root, [layout.leaves[number]], lambda leaves: got.append(number))
+        finally:
+            lane.close()
+
+    with trio.fail_after(60):
+        async with serve_store(library.store, thin) as address, trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(ask, address, number)
+    assert sorted(got) == [0, 1, 2]
