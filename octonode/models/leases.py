@@ -31,7 +31,7 @@ Kind = Literal["engine", "fetch", "verify", "upload", "stream"]
 LOCK: Final = "use.lock"
 NOTES_MAX: Final = 64
 """Notes that are read; more users than that are there, unnamed."""
-SHARED_TRIES: Final = 20
+SHARED_TRIES: Final = 500
 SHARED_PAUSE_SECONDS: Final = 0.001
 _NOTE: Final = "use-"
 _NOTE_BYTES_MAX: Final = 4096

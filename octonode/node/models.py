@@ -153,6 +153,9 @@ class Models:
             return await self._bring(parsed, request, report)
         for address in request.peers:
             parse_peer(address)
+        if request.background and request.pin:
+            message = "a fetch in the background does not pin; once it is here: octonode models pin"
+            raise OctonodeError(message, code="BAD_REQUEST")
         report(ModelProgress("find"))
         root, signed = await self._resolver.to_take(request.reference, allow_unsigned=request.allow_unsigned)
         if signed is not None:

@@ -171,3 +171,7 @@ def test_an_address_that_cannot_be_is_refused_before_anything_is_asked(taker: Da
         code="BAD_REQUEST", exit_code=2,
     )  # fmt: skip
     assert "/p2p/" in message
+    message = fails(
+        taker.home, "models", "fetch", f"cid:{root}", "--background", "--pin", code="BAD_REQUEST", exit_code=2
+    )
+    assert "octonode models pin" in message
