@@ -107,6 +107,9 @@ class Discovery:
         """Peers that serve `root`, asked of the network as well. Raises RootError when `root` is no CID."""
         key = keys.serve_key(root_digest(root))
         await self._search("serve", root, key, lambda: self.known(root))
+        with trio.move_on_after(SETTLE_SECONDS):  # changes are announced once a second: one may be on its way
+            while not self.known(root):
+                await self._intake.wait_news()
         return self.known(root)
 
     async def serving(self, root: str) -> list[Announcement]:
