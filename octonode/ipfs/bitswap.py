@@ -72,8 +72,6 @@ class Bitswap:
         """Faults of peers by error code; `unsolicited` and `late` blocks, `wants refused`, `slow readers cut`, parts
         and messages `passed over`."""
         self.sent_bytes = 0
-        self.received_bytes = 0
-        """Of blocks that were asked for."""
         self._serving = Serving(host, blocks, self.limits, pace, self.counts, self._sent)
         self._peers: dict[PeerId, _Peer] = {}
         self._nursery: trio.Nursery | None = None

@@ -39,7 +39,8 @@ async def measure(folder: Path) -> list[Row]:
                 await stack.enter_async_context(Daemon(folder / f"holder-{number}", *flags, environment=capped))
             )
         taker = await stack.enter_async_context(Daemon(folder / "taker", *flags, environment=settings()))
-        memory = await _memory(folder, first, taker)
+        async with Daemon(folder / "large", *flags, environment=settings()) as large:
+            memory = await _memory(folder, large, taker)
         reference = await _spread(folder, holders)
         await _meet(taker, HOLDERS)
         honest = [await _fetch(taker, reference) for _ in range(ROUNDS)]
@@ -54,16 +55,15 @@ async def measure(folder: Path) -> list[Row]:
 
 
 async def _spread(folder: Path, holders: list[Daemon]) -> str:
-    """Every holder has the file of its own: added by the first, fetched once by the others beside the measurement."""
-    model = large_model(folder / "model.scripted", FILE_BYTES)
-    async with AsyncClient.from_home(holders[0].home) as client:
-        added = await client.work(AddModel(str(model), name="many", version="1.0.0", publish=True))
-    model.unlink()
-    for holder in holders[1:]:
+    """Every holder adds a file of its own, with the same bytes: one root, held by all."""
+    references = []
+    for number, holder in enumerate(holders):
+        model = large_model(folder / f"model-{number}.scripted", FILE_BYTES)
         async with AsyncClient.from_home(holder.home) as client:
-            with trio.fail_after(FETCH_SECONDS):
-                await client.work(FetchModel(added.model.reference, trust=True))
-    return added.model.reference
+            added = await client.work(AddModel(str(model), name="many", version="1.0.0", publish=True))
+        model.unlink()
+        references.append(added.model.reference)
+    return references[0]
 
 
 async def _meet(taker: Daemon, count: int) -> None:
