@@ -6,6 +6,8 @@ and what to do next. Expected outcomes inside the program are values; programmer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -171,3 +173,18 @@ def from_wire(code: str, message: str, retry_after_seconds: float | None = None)
     if code not in TABLE:
         return OctonodeError(message, code="INTERNAL", detail={"peer_code": ascii(code[:64])[1:-1]})
     return OctonodeError(message, code=code, retry_after_seconds=retry_after_seconds)
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """A nursery's group of our own errors leaves as the first of them: the others follow from it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(OctonodeError)
+        if ours is None or others is not None:
+            raise
+        error: BaseException = ours
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

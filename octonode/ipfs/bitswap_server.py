@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from octonode.errors import OctonodeError, Unreachable
+from octonode.errors import OctonodeError, Unreachable, one_error
 from octonode.ids import BITSWAP_PROTOCOL, PeerId
 from octonode.ipfs.bitswap_limits import BitswapLimits
 from octonode.ipfs.bitswap_messages import Block, Message, Presence, WantEntry, prefix_of, read_cid
@@ -224,7 +223,7 @@ class PeerServer:
         was_read = self._read(stream)
         ended = False
         try:
-            with _one_fault(), trio.CancelScope() as self._scope:
+            with one_error(), trio.CancelScope() as self._scope:
                 async with trio.open_nursery() as nursery:
                     send, receive = trio.open_memory_channel[list[_Answer]](0)
                     nursery.start_soon(self._read_batches, send)
@@ -301,18 +300,3 @@ class PeerServer:
 
     def _moved(self) -> None:
         self.progress_at = trio.current_time()
-
-
-@contextmanager
-def _one_fault() -> Iterator[None]:
-    """A nursery's group of the world's faults leaves as the first of them: the others follow from it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(OctonodeError)
-        if ours is None or others is not None:
-            raise
-        error: BaseException = ours
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None

@@ -6,13 +6,12 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import trio
 
-from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
+from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed, one_error
 from octonode.ipfs.gateway_client import Stalled
 from octonode.ipfs.layout import Layout, Leaf
 from octonode.models.fellows import Fellows
@@ -338,18 +337,3 @@ class FetchSession:
         left = 0.0 if phase == "done" else (total - done) / speed if speed > 0 else math.inf
         by_source, speeds = dict(self.by_source), dict(self._speeds)
         self._progress(FetchProgress(self._layout.root, phase, done, total, speed, left, by_source, speeds))
-
-
-@contextmanager
-def one_error() -> Iterator[None]:
-    """A nursery's group of our own errors leaves as the first of them: the others follow from it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(OctonodeError)
-        if ours is None or others is not None:
-            raise
-        error: BaseException = ours
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None

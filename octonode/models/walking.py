@@ -6,11 +6,10 @@ from typing import Final
 
 import trio
 
-from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed
+from octonode.errors import NotFound, OctonodeError, RemoteProtocolError, Unreachable, VerificationFailed, one_error
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.layout import DagWalk, Layout
 from octonode.models.fetching import BlockPeers, FetchLimits, add_peers
-from octonode.models.session import one_error
 from octonode.models.sources.source import Source
 
 WALKERS: Final = 4

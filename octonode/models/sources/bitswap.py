@@ -33,41 +33,17 @@ class BlockExchange(Protocol):
 class BitswapSource:
     """One peer. `partial`: it may lack leaves, and is asked which it has; else all of them are asked of it."""
 
-    def __init__(
-        self, bitswap: BlockExchange, peer_id: PeerId, *, rank: int = 1, label: str = "", partial: bool = False
-    ) -> None:
+    rank, lanes, verifies = 1, LANES, True
+
+    def __init__(self, bitswap: BlockExchange, peer_id: PeerId, *, partial: bool = False) -> None:
         self._bitswap = bitswap
+        self.peer_id: PeerId | None = peer_id
+        self.name = self.label = f"bitswap:{peer_id}"
         self._peer_id = peer_id
-        self._rank = rank
-        self._label = label or f"bitswap:{peer_id}"
         self._partial = partial
         self._known = 0
         """Leaves that the peer said it has; it is not asked about these again."""
         self._asked_from = random.getrandbits(32)
-
-    @property
-    def name(self) -> str:
-        return f"bitswap:{self._peer_id}"
-
-    @property
-    def label(self) -> str:
-        return self._label
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return self._peer_id
-
-    @property
-    def rank(self) -> int:
-        return self._rank
-
-    @property
-    def verifies(self) -> bool:
-        return True
-
-    @property
-    def lanes(self) -> int:
-        return LANES
 
     def open(self) -> Lane:
         return _BitswapLane(self, self._bitswap, self._peer_id)

@@ -18,33 +18,13 @@ from octonode.models.sources.source import Arrived, Lane
 class FileSource:
     """Offers the leaves of the one file with `root`; every leaf is verified like those of a stranger."""
 
+    rank, lanes, verifies = 0, 1, False
+    peer_id: PeerId | None = None
+
     def __init__(self, path: Path, root: Cid) -> None:
         self._path = path
         self._root = root
-
-    @property
-    def name(self) -> str:
-        return str(self._path)
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return None
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def verifies(self) -> bool:
-        return False
-
-    @property
-    def lanes(self) -> int:
-        return 1
+        self.name = self.label = str(path)
 
     def open(self) -> Lane:
         return _FileLane(self._path, self._root)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from octonode.errors import VerificationFailed
-from octonode.ids import PeerId
 from octonode.ipfs.car import Section
 from octonode.ipfs.cid import Cid
 from octonode.ipfs.gateway_client import (
@@ -27,33 +26,14 @@ LANES: Final = 2
 class GatewaySource:
     """The gateway at an address that the network layer has checked."""
 
+    rank, lanes, verifies = 1, LANES, False
+
     def __init__(self, address: GatewayAddress, timeouts: Timeouts | None = None) -> None:
         self.address = address
         self._timeouts = timeouts
-
-    @property
-    def name(self) -> str:
-        return str(self.address)
-
-    @property
-    def label(self) -> str:
-        return f"gateway:{self.address.peer_id}" if self.address.peer_id else self.name
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return self.address.peer_id
-
-    @property
-    def rank(self) -> int:
-        return 1
-
-    @property
-    def verifies(self) -> bool:
-        return False
-
-    @property
-    def lanes(self) -> int:
-        return LANES
+        self.peer_id = address.peer_id
+        self.name = str(address)
+        self.label = f"gateway:{address.peer_id}" if address.peer_id else self.name
 
     def open(self) -> Lane:
         return _GatewayLane(GatewayClient(self.address, self._timeouts))

@@ -48,34 +48,13 @@ class HttpsSource:
     """`url` is the gateway's base, such as https://ipfs.example, with or without /ipfs/. A redirect bans it: gateways
     that redirect to a subdomain are for browsers, a trustless one answers under /ipfs/."""
 
+    rank, lanes, verifies = 2, LANES, False
+    peer_id: PeerId | None = None
+
     def __init__(self, url: str, timeouts: OutsideTimeouts | None = None) -> None:
-        self._url = gateway_base(url)
+        self._url = self.name = self.label = gateway_base(url)
         self._timeouts = timeouts
         self._habits = _Habits()
-
-    @property
-    def name(self) -> str:
-        return self._url
-
-    @property
-    def label(self) -> str:
-        return self._url
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return None
-
-    @property
-    def rank(self) -> int:
-        return 2
-
-    @property
-    def verifies(self) -> bool:
-        return False
-
-    @property
-    def lanes(self) -> int:
-        return LANES
 
     def open(self) -> Lane:
         return _HttpsLane(OutsideHttp(self._url, self._url, self._timeouts), self._habits)

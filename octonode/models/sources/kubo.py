@@ -18,33 +18,13 @@ LANES: Final = 4
 class KuboSource:
     """`url` is that of its RPC, such as http://127.0.0.1:5001 (setting `models.kubo_rpc`)."""
 
+    rank, lanes, verifies = 2, LANES, False
+    peer_id: PeerId | None = None
+
     def __init__(self, url: str, timeouts: OutsideTimeouts | None = None) -> None:
         self._timeouts = timeouts or OutsideTimeouts()
         self._url = rpc_base(url)
-
-    @property
-    def name(self) -> str:
-        return f"kubo:{self._url}"
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return None
-
-    @property
-    def rank(self) -> int:
-        return 2
-
-    @property
-    def verifies(self) -> bool:
-        return False
-
-    @property
-    def lanes(self) -> int:
-        return LANES
+        self.name = self.label = f"kubo:{self._url}"
 
     def open(self) -> Lane:
         return _KuboLane(KuboRPC(self._url, self._timeouts))

@@ -33,33 +33,13 @@ def held_elsewhere(store: ModelStore, layout: Layout) -> StoreSource | None:
 class StoreSource:
     """`leaves`: the set of those it has (see models.bitmap)."""
 
+    name = label = LABEL
+    rank, lanes, verifies = 0, 1, True
+    peer_id: PeerId | None = None
+
     def __init__(self, store: ModelStore, leaves: int) -> None:
         self._store = store
         self._leaves = leaves
-
-    @property
-    def name(self) -> str:
-        return LABEL
-
-    @property
-    def label(self) -> str:
-        return LABEL
-
-    @property
-    def peer_id(self) -> PeerId | None:
-        return None
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def verifies(self) -> bool:
-        return True
-
-    @property
-    def lanes(self) -> int:
-        return 1
 
     def open(self) -> Lane:
         return _StoreLane(self._store, self._leaves)
