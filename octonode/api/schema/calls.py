@@ -112,11 +112,14 @@ class Answer:
             raise Unreachable("the answer broke off: the node was lost while it answered; ask again")
 
 
-class Job:
-    """A long verb on a model; `outcome` is there once its stream has been read."""
+class Progressing(Generic[T]):
+    """A long verb: progress, and then its outcome of `kind`, which is there once its stream has been read."""
+
+    kind: type[T]
+    lost = "the node was lost while it worked; once it runs again, ask again: it resumes"
 
     def __init__(self) -> None:
-        self.outcome: ModelOutcome | None = None
+        self.outcome: T | None = None
 
     def take(self, line: str) -> ModelProgress | None:
         said = json.loads(line) if line else {}
@@ -125,16 +128,23 @@ class Job:
         if said.get("type") == "error":
             raise error_from_body(said, 200)
         if said.get("type") == "result":
-            self.outcome = read(ModelOutcome, said["result"])
+            self.outcome = read(self.kind, said["result"])
         return None
 
     def end(self) -> None:
         self.done()
 
-    def done(self) -> ModelOutcome:
+    def done(self) -> T:
+        """Raises Unreachable when the node was lost before the end."""
         if self.outcome is None:
-            raise Unreachable("the node was lost while it worked; once it runs again, ask again: it resumes")
+            raise Unreachable(self.lost)
         return self.outcome
+
+
+class Job(Progressing[ModelOutcome]):
+    """A long verb on a model."""
+
+    kind = ModelOutcome
 
 
 class EventLog:

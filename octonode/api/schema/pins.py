@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
 
-from octonode.api.schema.calls import Call
-from octonode.api.schema.facts import ModelProgress, StorageFacts
-from octonode.api.schema.failures import error_from_body
+from octonode.api.schema.calls import Call, Progressing
+from octonode.api.schema.facts import StorageFacts
 from octonode.api.schema.plain import to_json
 from octonode.api.schema.shape import read
-from octonode.errors import Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +63,11 @@ class PinList:
     """Task id of the signed receipt, for `octonode task receipt`; empty where the node is this one."""
 
 
-class PinJob:
-    """A pin on its way; `outcome` is there once its stream has been read."""
+class PinJob(Progressing[PinList]):
+    """A pin on its way."""
 
-    def __init__(self) -> None:
-        self.outcome: PinList | None = None
-
-    def take(self, line: str) -> ModelProgress | None:
-        said = json.loads(line) if line else {}
-        if said.get("type") == "progress":
-            return read(ModelProgress, said["progress"])
-        if said.get("type") == "error":
-            raise error_from_body(said, 200)
-        if said.get("type") == "result":
-            self.outcome = read(PinList, said["result"])
-        return None
-
-    def end(self) -> None:
-        if self.outcome is None:
-            raise Unreachable("the node was lost while it worked; once it runs again, ask again: the pin stands")
+    kind = PinList
+    lost = "the node was lost while it worked; once it runs again, ask again: the pin stands"
 
 
 class PinCalls:
