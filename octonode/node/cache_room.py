@@ -13,7 +13,7 @@ from octonode.node.checks import Checks
 from octonode.node.events import Events
 from octonode.node.evicting import Evictor
 from octonode.node.fetches import Fetches
-from octonode.node.rooms import Holdings, Reach
+from octonode.node.rooms import Holdings
 from octonode.node.scrubbing import Scrubber
 from octonode.node.view import View
 
@@ -22,25 +22,16 @@ from octonode.node.view import View
 class Keeping:
     cache: Cache
     checks: Checks
-    evictor: Evictor
 
 
 def build_keeping(
-    config: Config, reach: Reach, holdings: Holdings, fetches: Fetches, view: View, events: Events
+    config: Config, holdings: Holdings, fetches: Fetches, evictor: Evictor, view: View, events: Events
 ) -> Keeping:
     notes = ScrubLog(config.home)
-
-    def others(root: str) -> int:
-        holders = reach.peerbook.holding(root, wall_clock_ms())
-        return sum(item.root == root and item.complete for each in holders for item in each.holding)
 
     async def repair(root: Cid) -> object:
         return await fetches.fetch(root, lambda progress: None)
 
-    evictor = Evictor(
-        holdings.library, holdings.shelf, others=others, in_use=lambda root: holdings.residency.model(root) is not None,
-        emit=events.emit, fetching=lambda root: any(each.root.text == root for each in fetches.all()),
-    )  # fmt: skip
     scrubber = Scrubber(
         settings=config.models, store=holdings.store, shelf=holdings.shelf, notes=notes,
         busy=lambda: any(each.state == "running" for each in fetches.all()), repair=repair,
@@ -54,4 +45,4 @@ def build_keeping(
         library=holdings.library, source=holdings.source, supervisor=holdings.supervisor, notes=notes,
         reading=scrubber.reading,
     )  # fmt: skip
-    return Keeping(cache, checks, evictor)
+    return Keeping(cache, checks)

@@ -108,14 +108,14 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     holdings.names.connect(host, reach.network.values, reach.chance)
     pace = Pace(config.gateway.upload_bytes_per_second_max)
     bitswap = build_bitswap(config, reach, holdings, pace, metrics)
-    fetches = build_fetches(
+    fetches, evictor = build_fetches(
         config, key, reach, holdings, presence, over_bitswap=partial(BitswapSource, bitswap) if bitswap else None,
         events=events, metrics=metrics,
     )  # fmt: skip
     holdings.source.connect(fetches, presence.announcer.changed)
-    keeping = build_keeping(config, reach, holdings, fetches, view, events)
+    keeping = build_keeping(config, holdings, fetches, evictor, view, events)
     storage = build_keeper(config, key, reach, holdings, presence, fetches, view)
-    arrivals = build_arrivals(config, key, holdings, keeping.evictor.make_room)
+    arrivals = build_arrivals(config, key, holdings, evictor.make_room)
     dispatcher = Dispatcher(
         host=host, signer=key, settings=config.tasks, providers=presence.discovery, resident=residency,
         slots=holdings.slots, receipts=holdings.state, tasks=counted, token_for=reach.access.show,

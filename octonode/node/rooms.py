@@ -66,6 +66,11 @@ class Reach:
     access: Access
     chance: Chance
 
+    def copies(self, root: str) -> int:
+        """Other nodes that are known to hold a model whole."""
+        holders = self.peerbook.holding(root, wall_clock_ms())
+        return sum(item.root == root and item.complete for each in holders for item in each.holding)
+
 
 def build_reach(config: Config, key: NodeKey) -> Reach:
     """Raises ConfigError for bootstrap lines, tokens and peer ids that cannot be."""
@@ -188,21 +193,20 @@ def build_fetches(
     over_bitswap: MakeSource | None,
     events: Events,
     metrics: Metrics,
-) -> Fetches:
-    def others(root: str) -> int:
-        holders = reach.peerbook.holding(root, wall_clock_ms())
-        return sum(item.root == root and item.complete for each in holders for item in each.holding)
-
+) -> tuple[Fetches, Evictor]:
+    """What brings models, and what makes room for them."""
     evictor = Evictor(
-        holdings.library, holdings.shelf, others=others, in_use=lambda root: holdings.residency.model(root) is not None,
-        emit=events.emit,
+        holdings.library, holdings.shelf, others=reach.copies,
+        in_use=lambda root: holdings.residency.model(root) is not None, emit=events.emit,
+        fetching=lambda root: any(each.root.text == root for each in fetches.all()),
     )  # fmt: skip
     fetcher = Fetcher(
         settings=config.models, library=holdings.library, discovery=presence.discovery, host=reach.network.host,
         over_bitswap=over_bitswap, evictor=evictor, events=events, metrics=metrics, own=key.peer_id,
         changed=holdings.source.refresh,
     )  # fmt: skip
-    return Fetches(fetcher.act, home=config.home, at_once_max=config.models.fetches_at_once_max, emit=events.emit)
+    fetches = Fetches(fetcher.act, home=config.home, at_once_max=config.models.fetches_at_once_max, emit=events.emit)
+    return fetches, evictor
 
 
 def _with_joined(config: Config, tokens: TokenFiles) -> NetworkConfig:

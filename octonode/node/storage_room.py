@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from octonode.config import Config
 from octonode.identity import NodeKey
-from octonode.network.clock import wall_clock_ms
 from octonode.node.fetches import Fetches
 from octonode.node.keeper import NodeKeeper
 from octonode.node.pin_table import PinTable
@@ -19,14 +18,9 @@ def build_keeper(
     config: Config, key: NodeKey, reach: Reach, holdings: Holdings, presence: Presence, fetches: Fetches, view: View
 ) -> Storage:
     """The view shows it from then on. Raises ConfigError."""
-
-    def others(root: str) -> int:
-        holders = reach.peerbook.holding(root, wall_clock_ms())
-        return sum(item.root == root and item.complete for each in holders for item in each.holding)
-
     keeper = NodeKeeper(
         own=key.peer_id, library=holdings.library, shelf=holdings.shelf, source=holdings.source, fetches=fetches,
-        residency=holdings.residency, others=others,
+        residency=holdings.residency, others=reach.copies,
     )  # fmt: skip
     storage = build_storage(config, key.peer_id, keeper, PinTable(holdings.state), changed=presence.announcer.changed)
     view.storage = storage
