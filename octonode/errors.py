@@ -166,10 +166,15 @@ PEER_WORDS_MAX = 1000
 """Characters of a peer's message; it is shown in terminals and logs."""
 
 
+def printable(text: str, characters_max: int) -> str:
+    """What a stranger wrote, for terminals and logs: cut, and a space for each character that is no print."""
+    return "".join(each if each.isprintable() else " " for each in text[:characters_max])
+
+
 def from_wire(code: str, message: str, retry_after_seconds: float | None = None) -> OctonodeError:
     """The exception for an error a peer sent, its words made printable. An unknown code becomes INTERNAL and is kept
     in `detail`."""
-    message = "".join(each if each.isprintable() else " " for each in message[:PEER_WORDS_MAX])
+    message = printable(message, PEER_WORDS_MAX)
     if code not in TABLE:
         return OctonodeError(message, code="INTERNAL", detail={"peer_code": ascii(code[:64])[1:-1]})
     return OctonodeError(message, code=code, retry_after_seconds=retry_after_seconds)

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from octonode.errors import ConfigError, NotFound, OctonodeError, Refused, RemoteProtocolError
+from octonode.errors import ConfigError, NotFound, OctonodeError, Refused, RemoteProtocolError, printable
 from octonode.ipfs.cid import DAG_CBOR, DAG_PB, RAW, Cid, CidError
 from octonode.ipfs.dagpb import BLOCK_BYTES_MAX
 from octonode.ipfs.outside import OutsideHttp, OutsideTimeouts
@@ -280,7 +280,7 @@ def _texts(said: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _shown(words: object) -> str:
-    return "".join(each if each.isprintable() else " " for each in str(words)[:300])
+    return printable(str(words), 300)
 
 
 def _cid(text: str) -> Cid:

@@ -18,7 +18,7 @@ import httpcore
 import httpx
 import trio
 
-from octonode.errors import ConfigError, RemoteProtocolError, Unreachable
+from octonode.errors import ConfigError, RemoteProtocolError, Unreachable, printable
 from octonode.ipfs.gateway_client import Stalled
 
 READ_BYTES: Final = 64 * 1024
@@ -133,7 +133,7 @@ class OutsideHttp:
         text = ""
         with suppress(RemoteProtocolError, Unreachable):
             text = (await self.read(response, WORDS_BYTES_MAX)).decode("utf-8", "replace")
-        return "".join(each if each.isprintable() else " " for each in text[:300]).strip()
+        return printable(text, 300).strip()
 
     @contextmanager
     def _named_faults(self) -> Iterator[None]:

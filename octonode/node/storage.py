@@ -12,7 +12,7 @@ from octonode.api.schema import ModelProgress
 from octonode.api.schema.facts import StorageFacts
 from octonode.api.schema.pins import PinList, PinModel, PinRow, UnpinModel
 from octonode.config import Config
-from octonode.errors import ConfigError, NotFound, OctonodeError, Refused
+from octonode.errors import ConfigError, NotFound, OctonodeError, Refused, printable
 from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.ipfs.cid import Cid
 from octonode.models.library import Library
@@ -171,7 +171,7 @@ class Pins:
             size_bytes=pin.size_bytes,
             have_bytes=pin.have_bytes,
             state=pin.state,
-            reason="".join(each if each.isprintable() else " " for each in pin.reason),
+            reason=printable(pin.reason, len(pin.reason)),
         )
 
 

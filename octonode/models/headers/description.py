@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from octonode.errors import OctonodeError
+from octonode.errors import OctonodeError, printable
 
 
 class FormatRefused(OctonodeError):
@@ -88,7 +88,7 @@ def clean(text: object, characters_max: int = 128) -> str:
     """A text of a stranger's file for a line of ours; empty when it is no text."""
     if not isinstance(text, str):
         return ""
-    return "".join(c if c.isprintable() else " " for c in text[:characters_max]).strip()
+    return printable(text, characters_max).strip()
 
 
 def count(value: object, ceiling: int = 2**40) -> int:
