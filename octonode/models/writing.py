@@ -46,7 +46,6 @@ class LeafWriter:
             os.close(self._lock_fd)
             raise
         self._fds: dict[int, int] = {}
-        self._pending = 0
         self._pending_bytes = 0
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -69,7 +68,6 @@ class LeafWriter:
         except OSError as error:
             raise disk_error(error, self.model.path_of(file), self.model.row.size_bytes) from error
         with self._lock:
-            self._pending |= 1 << leaf.number
             self.model.unsynced |= 1 << leaf.number
             self._pending_bytes += leaf.size_bytes
 
@@ -77,7 +75,7 @@ class LeafWriter:
         """Make what was written durable, then mark it as held."""
         with self._sync_lock:
             with self._lock:
-                done, self._pending, self._pending_bytes = self._pending, 0, 0
+                done, self._pending_bytes = self.model.unsynced, 0
                 fds = list(self._fds.values())
             if not done:
                 return
