@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
@@ -28,13 +29,16 @@ class FetchVerbs:
 
     async def change(self, asked: ChangeFetch) -> FetchFacts:
         root = await self._root(asked.reference)
-        if asked.action == "pause":
-            return await self._facts(await self._fetches.pause(root))
-        if asked.action == "resume":
-            return await self._facts(await self._fetches.resume(root))
-        if asked.action == "cancel":
-            return await self._facts(await self._fetches.cancel(root))
-        return await self._facts(await self._fetches.prioritize(root, asked.priority))
+        match asked.action:
+            case "pause":
+                changed = await self._fetches.pause(root)
+            case "resume":
+                changed = await self._fetches.resume(root)
+            case "cancel":
+                changed = await self._fetches.cancel(root)
+            case "prioritize":
+                changed = await self._fetches.prioritize(root, asked.priority)
+        return await self._facts(changed)
 
     async def _root(self, reference: str) -> Cid:
         """By CID without asking anybody. Raises MODEL_NOT_FOUND."""
@@ -68,11 +72,12 @@ class FetchVerbs:
         if progress is None:
             return facts
         running = each.state == "running"
-        return FetchFacts(
-            facts.root, facts.reference, facts.state, facts.priority, facts.background,
-            done_bytes=progress.done_bytes, total_bytes=progress.total_bytes,
+        return replace(
+            facts,
+            done_bytes=progress.done_bytes,
+            total_bytes=progress.total_bytes,
             bytes_per_second=progress.bytes_per_second if running else 0.0,
             seconds_left=progress.seconds_left if running and math.isfinite(progress.seconds_left) else None,
-            bytes_by_source=dict(progress.by_source), speed_by_source=dict(progress.speed_by_source) if running else {},
-            reason=each.reason,
-        )  # fmt: skip
+            bytes_by_source=dict(progress.by_source),
+            speed_by_source=dict(progress.speed_by_source) if running else {},
+        )
