@@ -32,7 +32,9 @@ UnsignedFlag = Annotated[
 ]
 FromOption = Annotated[
     list[str] | None,
-    typer.Option("--from", help="Multiaddr of a node said to have it (octonode, Kubo, Helia); may be repeated."),
+    typer.Option(
+        "--from", help="Multiaddr of a node said to have it (octonode, Kubo, Helia), or file:/path; may be repeated."
+    ),
 ]
 
 

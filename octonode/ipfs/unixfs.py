@@ -59,7 +59,6 @@ PROFILES: Final = {
 }
 PROFILE: Final = UNIXFS_V1_2025.name
 LEAF_BYTES: Final = UNIXFS_V1_2025.leaf_bytes
-LINKS_PER_NODE: Final = UNIXFS_V1_2025.links_per_node
 DIRECTORY_ENTRIES_MAX: Final = 1024
 """Larger directories would be sharded, which is not written here."""
 EMPTY_LEAF: Final = Cid(RAW, hashlib.sha256(b"").digest())

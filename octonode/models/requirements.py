@@ -44,7 +44,6 @@ GUESSED_CACHE: Final = 2.0
 """Bytes of cache a token = this x sqrt(parameters), where the shape is unknown: 2.0 (SmolLM2 135M), 1.5 (Llama 3 8B),
 1.2 (Llama 3 70B)."""
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 CACHE_TYPE_BITS: Final[Mapping[str, float]] = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5,
 }  # fmt: skip

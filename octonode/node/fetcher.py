@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -15,6 +16,7 @@ from octonode.models.fetch import fetch
 from octonode.models.fetching import FetchProgress, FetchReport
 from octonode.models.library import Library
 from octonode.models.memory import FetchMemory
+from octonode.models.sources.file import FileSource
 from octonode.models.sources.https import HttpsSource
 from octonode.models.sources.kubo import KuboSource
 from octonode.models.sources.source import Source
@@ -25,7 +27,7 @@ from octonode.network.host import Host
 from octonode.node.block_peers import BlockPeers, MakeSource
 from octonode.node.events import Events
 from octonode.node.evicting import Evictor
-from octonode.node.fetches import Fetch
+from octonode.node.fetches import FILE_HINT, Fetch
 
 
 class Fetcher:
@@ -59,15 +61,19 @@ class Fetcher:
 
     async def act(self, wanted: Fetch, progress: Callable[[FetchProgress], None]) -> FetchReport:
         """Complete and verified when this returns; what it took from whom is told as an event."""
-        root, ipfs_peers = wanted.root, (*wanted.hints, *self._settings.ipfs_peers)
+        root = wanted.root
+        files = [hint.removeprefix(FILE_HINT) for hint in wanted.hints if hint.startswith(FILE_HINT)]
+        addresses = [hint for hint in wanted.hints if not hint.startswith(FILE_HINT)]
         signed = await trio.to_thread.run_sync(self._library.catalogue.of_root, root)
 
         async def attempt() -> FetchReport:
             return await fetch(
                 root,
                 self._library.store,
-                sources=self._outside(),
-                peers=BlockPeers(self._discovery, self._host, self._over_bitswap, ipfs_peers),
+                sources=[*(FileSource(Path(path), root) for path in files), *self._outside()],
+                peers=BlockPeers(
+                    self._discovery, self._host, self._over_bitswap, (*addresses, *self._settings.ipfs_peers)
+                ),
                 manifest=signed.manifest if signed else None,
                 progress=progress,
                 memory=self._memory,

@@ -38,6 +38,7 @@ OnProgress = Callable[[FetchProgress], None]
 Act = Callable[["Fetch", OnProgress], Awaitable[FetchReport]]
 """(fetch, progress): one attempt. Cancelling it loses at most what was not synced."""
 HINTS_MAX: Final = 16
+FILE_HINT: Final = "file:"
 
 
 @dataclass(eq=False, slots=True)
@@ -49,7 +50,7 @@ class Fetch:
     priority: int = 0
     background: bool = False
     hints: tuple[str, ...] = ()
-    """Multiaddrs of peers said to have it."""
+    """Where it is said to be: multiaddrs of peers, `file:/path` of a file on this machine."""
     state: State = "queued"
     progress: FetchProgress | None = None
     reason: str = ""

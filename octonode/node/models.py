@@ -32,7 +32,7 @@ from octonode.network.announcer import Announcer
 from octonode.network.clock import wall_clock_ms
 from octonode.network.peerbook import Peerbook
 from octonode.node.checks import Checks
-from octonode.node.fetches import Fetches
+from octonode.node.fetches import FILE_HINT, Fetches
 from octonode.node.listing import facts_of
 from octonode.node.reporting import FromThread
 from octonode.node.resolving import Resolver
@@ -151,8 +151,8 @@ class Models:
             return ModelOutcome(self._facts(root.text), seconds=time.monotonic() - began)
         if isinstance(parsed := parse(request.reference), HubReference):
             return await self._bring(parsed, request, report)
-        for address in request.peers:
-            parse_peer(address)
+        for hint in request.peers:
+            parse(hint) if hint.startswith(FILE_HINT) else parse_peer(hint)
         if request.background and request.pin:
             message = "a fetch in the background does not pin; once it is here: octonode models pin"
             raise OctonodeError(message, code="BAD_REQUEST")

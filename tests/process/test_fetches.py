@@ -164,6 +164,16 @@ def test_a_holder_without_a_gateway_gives_its_blocks_over_bitswap(
     fleet.stop(holder)
 
 
+def test_what_an_earlier_download_has_is_not_fetched(fleet: Fleet, slow: Daemon, taker: Daemon, tmp_path: Path) -> None:
+    path = write_scripted_model(tmp_path / "m", size_bytes=12 * MIB, seed=5)
+    reference = _publish(slow, path, "half-here")
+    half = tmp_path / "half.model"
+    half.write_bytes(path.read_bytes()[: 7 * MIB + 5])
+    fetched = works(taker.home, "models", "fetch", reference, "--from", f"file:{half}")
+    assert fetched["bytes_by_source"] == {str(half): 7 * MIB, f"gateway:{slow.peer_id}": 5 * MIB}
+    fails(taker.home, "models", "fetch", reference, "--from", "file:half.model", code="BAD_REQUEST", exit_code=2)
+
+
 def test_an_address_that_cannot_be_is_refused_before_anything_is_asked(taker: Daemon) -> None:
     root = "bafybeiglsxk4eu63zlt3itpgvjrnriwd4w4lctggo5qjhbfj7m4q4mjtza"
     message = fails(

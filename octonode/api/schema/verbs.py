@@ -37,7 +37,8 @@ class FetchModel:
     priority: int = 0
     """From -100 to 100: of those that wait the highest is fetched first."""
     peers: tuple[str, ...] = ()
-    """Multiaddrs, each ending in /p2p/<id>, of nodes that are said to have it: octonodes, Kubo, Helia."""
+    """Where it is said to be: multiaddrs, each ending in /p2p/<id>, of octonodes, Kubo or Helia; `file:/path` of an
+    earlier download of its one file, on the daemon's machine."""
 
 
 @dataclass(frozen=True, slots=True)

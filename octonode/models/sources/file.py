@@ -23,7 +23,7 @@ class FileSource:
 
     def __init__(self, path: Path, root: Cid) -> None:
         self._path = path
-        self._root = root
+        self._root = root.v1
         self.name = self.label = str(path)
 
     def open(self) -> Lane:
@@ -42,10 +42,22 @@ class _FileLane:
         raise NotFound(f"{self._path} has leaves, not nodes")
 
     async def have(self, layout: Layout) -> int | None:
-        return None
+        """What lies inside the file as it is; an earlier download may be cut short."""
+        return await trio.to_thread.run_sync(self._inside, layout)
+
+    def _inside(self, layout: Layout) -> int:
+        try:
+            size_bytes = os.stat(self._path).st_size
+        except OSError as error:
+            raise NotFound(f"{self._path}: {error.strerror}") from error
+        found = 0
+        for leaf in layout.leaves:
+            if layout.files[leaf.file].root.v1 == self._root and leaf.offset_bytes + leaf.size_bytes <= size_bytes:
+                found |= 1 << leaf.number
+        return found
 
     async def leaves(self, file_root: Cid, leaves: Sequence[Leaf], arrived: Arrived) -> None:
-        if file_root != self._root:
+        if file_root.v1 != self._root:
             raise NotFound(f"{self._path} is another file")
         for leaf in leaves:
             arrived([(leaf, memoryview(await trio.to_thread.run_sync(self._read, leaf)))])
