@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from octonode.config_engines import MIB as MIB  # noqa: PLC0414 - read by others as a part of this module
+from octonode.config_engines import EnginesConfig as EnginesConfig  # noqa: PLC0414 - the same
+from octonode.config_engines import TensorRtConfig, VllmConfig
 from octonode.errors import ConfigError
-
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,29 +140,6 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class EnginesConfig:
-    default: str = "auto"
-    """`auto` picks by the format of the model; else the name of an adapter."""
-    threads: int = 0
-    """0: one less than the physical cores, at least 1. llama.cpp collapses when threads contend."""
-    parallel: int = 4
-    context_tokens: int = 2048
-    prefill_chunk_tokens: int = 64
-    python: str = ""
-    """Interpreter of the workers; empty: ours."""
-    memory_bytes_max: int = 0
-    """Resident memory at which a worker is ended; 0: nine tenths of the machine's."""
-    load_timeout_seconds: float = 300.0
-    no_progress_timeout_seconds: float = 60.0
-    crashes_before_quarantine: int = 5
-    scripted_tokens_per_second: float = 0.0
-    """Pace of the scripted engine; 0: as fast as it can."""
-    scripted_answer_tokens: int = 0
-    """Length of all its answers; 0: by the question."""
-    sandbox: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class TasksConfig:
     open_max: int = 256
     """Open tasks in all, queued and running."""
@@ -178,6 +156,47 @@ class TasksConfig:
     first_token_timeout_seconds: float = 120.0
     candidates_max: int = 8
     receipts_max: int = 100_000
+    batch_seconds: float = 2.0
+    """How long tasks of mode `batch` are collected at most, from the first on; 1 to 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class PricingConfig:
+    """What work here costs, in whole µOCTO; 0: nothing."""
+
+    basis: Literal["tokens", "seconds", "tokens_per_second"] = "tokens"
+    """`tokens`: the prices are per million tokens; `seconds`: per second of work; `tokens_per_second`: per second and
+    token per second."""
+    in_micro_octo: int = 0
+    out_micro_octo: int = 0
+    modes: tuple[str, ...] = ("realtime", "batch", "async")
+    """Modes that are offered: `realtime` at the premium price, `batch` at the standard one, `async` at economy."""
+    premium_factor: float = 1.5
+    """Of the standard price, where no premium price is given."""
+    premium_in_micro_octo: int = 0
+    premium_out_micro_octo: int = 0
+    economy_factor: float = 0.5
+    """Of the standard price, where no economy price is given."""
+    economy_in_micro_octo: int = 0
+    economy_out_micro_octo: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobsConfig:
+    """Work of mode `async`, which this node keeps on disk and asks for when its turn comes."""
+
+    parallel: int = 4
+    """Jobs that are asked for at the same time."""
+    queued_max: int = 1000
+    """Jobs that wait or run; further ones are refused."""
+    kept_max: int = 10_000
+    """Jobs on disk, ended ones among them; beyond it those that ended first go before their time."""
+    stored_bytes_max: int = 1024 * MIB
+    """Inputs and results of all jobs together; beyond it further ones are refused."""
+    ttl_seconds: float = 86_400.0
+    """How long a result is kept after its end, where the job names no time of its own; also the most it may name."""
+    webhook_hosts_allowed: tuple[str, ...] = ()
+    """Hosts, or networks such as 10.1.0.0/16, that webhooks may go to though their addresses are not public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +220,11 @@ class Config:
     models: ModelsConfig = field(default_factory=ModelsConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     engines: EnginesConfig = field(default_factory=EnginesConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    tensorrt_llm: TensorRtConfig = field(default_factory=TensorRtConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    jobs: JobsConfig = field(default_factory=JobsConfig)
+    pricing: PricingConfig = field(default_factory=PricingConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -214,7 +237,11 @@ SECTIONS: dict[str, type] = {
     "models": ModelsConfig,
     "storage": StorageConfig,
     "engines": EnginesConfig,
+    "vllm": VllmConfig,
+    "tensorrt_llm": TensorRtConfig,
     "tasks": TasksConfig,
+    "jobs": JobsConfig,
+    "pricing": PricingConfig,
     "log": LogConfig,
 }
 
@@ -320,7 +347,9 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
     for name, value in environ.items():
         if not name.startswith("OCTONODE_") or name in ENVIRONMENT_NAMES:
             continue
-        section, _, fieldname = name.removeprefix("OCTONODE_").lower().partition("_")
+        rest = name.removeprefix("OCTONODE_").lower()
+        section = next((each for each in SECTIONS if rest.startswith(f"{each}_")), rest.partition("_")[0])
+        fieldname = rest.removeprefix(section).removeprefix("_")
         out.setdefault(section, {})[fieldname] = value
     return out
 

@@ -23,6 +23,7 @@ import vectors_models
 import vectors_names
 import vectors_needs
 import vectors_pins
+import vectors_skills
 
 FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 
@@ -41,6 +42,7 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "name-record": vectors_names.names,
     "needs": vectors_needs.needs,
     "pin": vectors_pins.pin,
+    "skills": vectors_skills.skills,
 }
 
 

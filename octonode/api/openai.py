@@ -147,7 +147,7 @@ class _Answering:
                     patience.deadline = self._cold_deadline(event)
                 elif isinstance(event, Attempt):
                     self._attempts += 1
-                else:
+                elif isinstance(event, Answered):
                     self._answered = event
         if patience.cancelled_caught and progress is not None:
             raise self._still_cold(progress)

@@ -6,7 +6,8 @@ import socket
 
 import trio
 
-from octonode.engines.frames import Frame, FrameDecoder, PiecesFrame, encode
+from octonode.engines.frame_codec import FrameDecoder, encode
+from octonode.engines.frames import Frame, PiecesFrame
 
 RECEIVE_BYTES = 256 * 1024
 

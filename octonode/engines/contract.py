@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from octonode.protocol.work.skills import CHAT, WorkRequest, WorkResult
+
 FinishReason = Literal["stop", "length", "cancel"]
 
 
@@ -20,9 +22,9 @@ class LoadRequest:
     """What a worker needs to load one model. Paths are read-only to it."""
 
     engine: str
-    """Name of the adapter: `llama` (xllamacpp) or `scripted`."""
+    """Name of a row of `select.ENGINES`."""
     model_path: Path | None
-    """The model file; None for the scripted engine, which has none."""
+    """The model's file, or its folder where it has several; None for the scripted engine, which has none."""
     model_root: str
     """Root CID of the model; the scripted engine uses it as its seed."""
     context_tokens: int = 2048
@@ -31,6 +33,10 @@ class LoadRequest:
     threads: int = 1
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
     """Engine-specific settings from the config, for example the scripted engine's `tokens_per_second`."""
+    category: str = "llm"
+    """Of the model, one of `models.manifest.CATEGORIES`."""
+    devices: tuple[str, ...] = ()
+    """GPUs that the process may see, by index or UUID; empty: all there are, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,12 @@ class EngineFacts:
     parallel: int
     quantization: str
     flags: dict[str, str | int | float | bool] = field(default_factory=dict)
+    category: str = "llm"
+    """One of `models.manifest.CATEGORIES`."""
+    skills: tuple[str, ...] = (CHAT,)
+    """What it can be asked for: `chat`, or names of `protocol.work.skills.SKILLS`."""
+    batch_size: int = 1
+    """Requests that it runs together at best, as measured at load; 1 where an engine batches by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,13 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     cache_scope: str = ""
     """Prompt caches are reused only within one scope (asker and conversation); empty: never reused."""
+    prompt: str = ""
+    """In place of messages: a text to go on from, to which no chat template is applied."""
+    schema: str = ""
+    """JSON Schema, as JSON text, that the answer must satisfy; the engine constrains decoding by it, or refuses with
+    UNSUPPORTED. Empty: any text. `{}` asks for any JSON object."""
+    logprobs: int = 0
+    """Alternatives to tell of each token, at most 20; 0: none, -1: the chosen token alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +99,38 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """Steps of a request that is no text: denoising steps, seconds of sound, ..."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of the answer with its probability, and the likeliest ones in its place."""
+
+    text: str
+    logprob: float
+    """Natural logarithm."""
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of tokens whose text went out before, in order."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The result of a request that is no text, just before its end."""
+
+    result: WorkResult
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The terminal event of a request, exactly one."""
 
@@ -90,7 +141,8 @@ class Finished:
     """Prompt tokens that were not computed again, since the same scope's last prompt began alike."""
 
 
-EngineEvent = Prefill | Pieces | Finished
+EngineEvent = Prefill | Pieces | Logprobs | Step | Made | Finished
+EngineRequest = GenerateRequest | WorkRequest
 
 
 class Engine(Protocol):
@@ -111,4 +163,8 @@ class Engine(Protocol):
         ENGINE_FAILED for what the engine refuses. The event buffer is bounded: a consumer that stops reading stalls
         only its own request.
         """
+        ...
+
+    def make(self, request: WorkRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
+        """The same for every skill but chat: any number of `Step`, one `Made`, `Finished`. Raises as `generate`."""
         ...

@@ -1,36 +1,25 @@
-"""Everything that crosses the line between the daemon and a worker process, and how it looks in bytes.
+"""Everything that crosses the line between the daemon and a worker process; `frame_codec` makes bytes of it.
 
 A frame is a 4-byte big-endian length and a msgpack array `[tag, field, ...]`. The daemon sends `Load` once, then
 `Submit` and `Cancel`; closing the socket tells the worker to end. The worker answers `Ready` or `LoadFailed`, then for
-each submitted id any number of `PrefillFrame` and `PiecesFrame` and exactly one `EndFrame` or `ErrorFrame`, and a
-`Beat` each second. A worker parses strangers' files, so the daemon believes nothing it says before it is checked here.
-
-Pure: bytes in, frozen dataclasses out. Whatever the bytes, only `FrameError` is raised.
+each submitted id any number of `PrefillFrame`, `PiecesFrame`, `LogprobsFrame` and `StepFrame`, for a request that is no
+text one `ResultFrame`, and exactly one `EndFrame` or `ErrorFrame`; and a `Beat` each second. A worker parses strangers'
+files, so the daemon believes nothing it says before it is checked.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgpack
+from octonode.engines.contract import EngineFacts, EngineRequest, FinishReason, LoadRequest, TokenLogprob
+from octonode.errors import OctonodeError
+from octonode.protocol.work.skills import WorkResult
 
-from octonode.engines.contract import EngineFacts, FinishReason, GenerateRequest, LoadRequest
-from octonode.errors import TABLE, OctonodeError
-
-FRAME_BYTES_MAX = 8 * 1024 * 1024
-"""Above the largest request the API takes; a longer frame is a broken worker."""
+FRAME_BYTES_MAX = 20 * 1024 * 1024
+"""Above the largest request the API takes and the largest result; a longer frame is a broken worker."""
 TEXT_CHARACTERS_MAX = 4096
 """Of one error message or one name in a frame."""
-REQUEST_ID_MAX = 2**53
-
-_LENGTH = struct.Struct(">I")
-_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancel")
-_T = TypeVar("_T")
 
 
 class FrameError(OctonodeError):
@@ -52,7 +41,7 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Submit:
     id: int
-    request: GenerateRequest
+    request: EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +82,27 @@ class PiecesFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class LogprobsFrame:
+    id: int
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepFrame:
+    id: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFrame:
+    id: int
+    skill: str
+    """That was asked for."""
+    result: WorkResult
+
+
+@dataclass(frozen=True, slots=True)
 class EndFrame:
     id: int
     reason: FinishReason
@@ -108,227 +118,18 @@ class ErrorFrame:
     message: str
 
 
-Frame = Load | Submit | Cancel | Ready | LoadFailed | Beat | PrefillFrame | PiecesFrame | EndFrame | ErrorFrame
-
-
-def encode(frame: Frame) -> bytes:
-    """The frame with its length. Raises FrameError for text that is not Unicode, numbers over 64 bits and oversize."""
-    try:
-        payload: bytes = msgpack.packb(_fields(frame), use_bin_type=True)
-    except (ValueError, OverflowError, TypeError) as error:
-        raise FrameError(f"a {type(frame).__name__} cannot be written: {type(error).__name__}") from None
-    if len(payload) > FRAME_BYTES_MAX:
-        raise FrameError(f"a frame of {len(payload)} bytes is over the limit of {FRAME_BYTES_MAX}", code="TOO_LARGE")
-    return _LENGTH.pack(len(payload)) + payload
-
-
-def _fields(frame: Frame) -> list[Any]:
-    tag = _TAGS[type(frame)]
-    if isinstance(frame, PiecesFrame):  # the hot one
-        return [tag, frame.id, frame.pieces]
-    if isinstance(frame, Load):
-        request = _as_map(frame.request) | {"model_path": _path_text(frame.request.model_path)}
-        return [tag, request, frame.sandbox, str(frame.temporary_directory)]
-    if isinstance(frame, Submit):
-        return [tag, frame.id, _as_map(frame.request)]
-    if isinstance(frame, Ready):
-        return [tag, _as_map(frame.facts), frame.sandbox]
-    return [tag, *(getattr(frame, field.name) for field in dataclasses.fields(frame))]
-
-
-def _as_map(value: LoadRequest | GenerateRequest | EngineFacts) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _path_text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-class FrameDecoder:
-    """Cuts a byte stream into frames, however it was split. Holds at most one unfinished frame."""
-
-    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
-        self._frame_bytes_max = frame_bytes_max
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that are complete now. Raises FrameError; the stream is of no use after that."""
-        buffer = self._buffer
-        buffer += data
-        frames: list[Frame] = []
-        start = 0
-        while len(buffer) - start >= 4:
-            (size,) = _LENGTH.unpack_from(buffer, start)
-            if size > self._frame_bytes_max:
-                raise FrameError(f"a frame of {size} bytes is announced, the limit is {self._frame_bytes_max}")
-            end = start + 4 + size
-            if len(buffer) < end:
-                break
-            frames.append(decode(bytes(buffer[start + 4 : end])))
-            start = end
-        if start:
-            del buffer[:start]
-        return frames
-
-
-def decode(payload: bytes) -> Frame:
-    """The frame in a payload without its length. Raises FrameError."""
-    try:
-        value = msgpack.unpackb(payload, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
-    except (ValueError, msgpack.UnpackException, TypeError, OverflowError) as error:
-        raise FrameError(f"a frame is not msgpack: {type(error).__name__}") from None
-    _require(type(value) is list and len(value) >= 1 and type(value[0]) is int, "an array that begins with a tag")
-    row = _PARSERS.get(value[0])
-    if row is None:
-        raise FrameError(f"a frame has the unknown tag {value[0]}")
-    count, parse = row
-    _require(len(value) == count + 1, f"{count} fields after tag {value[0]}")
-    return parse(*value[1:])
-
-
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise ValueError("extension types are not used")
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise FrameError(f"a frame needs {what}")
-
-
-def _typed(value: Any, kind: type[_T], what: str) -> _T:
-    if type(value) is not kind:
-        raise FrameError(f"a frame needs {what} as {kind.__name__}")
-    return value
-
-
-def _count(value: Any, what: str) -> int:
-    number = _typed(value, int, what)
-    _require(0 <= number <= REQUEST_ID_MAX, f"{what} from 0 to 2**53")
-    return number
-
-
-def _text(value: Any, what: str, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
-    text = _typed(value, str, what)
-    _require(len(text) <= characters_max, f"{what} of at most {characters_max} characters")
-    return text
-
-
-def _number(value: Any, what: str) -> float:
-    _require(type(value) in (int, float), f"{what} as a number")
-    return float(value)
-
-
-def _texts(value: Any, what: str) -> tuple[str, ...]:
-    return tuple(_text(item, what) for item in _typed(value, list, what))
-
-
-def _scalars(value: Any, what: str) -> dict[str, str | int | float | bool]:
-    entries = _typed(value, dict, what)
-    for name, item in entries.items():
-        _require(type(name) is str and type(item) in (str, int, float, bool), f"{what} of plain values")
-    return entries
-
-
-def _record(value: Any, kind: type, what: str) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    record = _typed(value, dict, what)
-    _require(set(record) == names, f"exactly the fields of {kind.__name__} in {what}")
-    return record
-
-
-def _parse_load(request: Any, sandbox: Any, directory: Any) -> Load:
-    raw = _record(request, LoadRequest, "a load request")
-    path = raw["model_path"]
-    parsed = LoadRequest(
-        engine=_text(raw["engine"], "engine"),
-        model_path=None if path is None else Path(_text(path, "model path")),
-        model_root=_text(raw["model_root"], "model root"),
-        context_tokens=_count(raw["context_tokens"], "context"),
-        parallel=_count(raw["parallel"], "parallel"),
-        threads=_count(raw["threads"], "threads"),
-        options=_scalars(raw["options"], "options"),
-    )
-    return Load(parsed, _typed(sandbox, bool, "sandbox"), Path(_text(directory, "temporary directory")))
-
-
-def _parse_submit(id_: Any, request: Any) -> Submit:
-    raw = _record(request, GenerateRequest, "a request")
-    seed = raw["seed"]
-    parsed = GenerateRequest(
-        messages=tuple(_message(item) for item in _typed(raw["messages"], list, "messages")),
-        max_tokens=_count(raw["max_tokens"], "max_tokens"),
-        temperature=_number(raw["temperature"], "temperature"),
-        top_p=_number(raw["top_p"], "top_p"),
-        seed=None if seed is None else _typed(seed, int, "seed"),
-        stop=_texts(raw["stop"], "stop"),
-        cache_scope=_text(raw["cache_scope"], "cache scope"),
-    )
-    return Submit(_count(id_, "id"), parsed)
-
-
-def _message(value: Any) -> dict[str, str]:
-    message = _typed(value, dict, "a message")
-    _require(all(type(k) is str and type(v) is str for k, v in message.items()), "messages of texts")
-    return message
-
-
-def _parse_ready(facts: Any, sandbox: Any) -> Ready:
-    raw = _record(facts, EngineFacts, "facts")
-    parsed = EngineFacts(
-        engine=_text(raw["engine"], "engine"),
-        build=_text(raw["build"], "build"),
-        backend=_text(raw["backend"], "backend"),
-        instruction_set=_text(raw["instruction_set"], "instruction set"),
-        context_tokens=_count(raw["context_tokens"], "context"),
-        parallel=_count(raw["parallel"], "parallel"),
-        quantization=_text(raw["quantization"], "quantization"),
-        flags=_scalars(raw["flags"], "flags"),
-    )
-    return Ready(parsed, _texts(sandbox, "sandbox"))
-
-
-def _parse_pieces(id_: Any, pieces: Any) -> PiecesFrame:
-    for piece in _typed(pieces, list, "pieces"):
-        if type(piece) is not str:
-            raise FrameError("a frame needs pieces as str")
-    return PiecesFrame(_count(id_, "id"), tuple(pieces))
-
-
-def _parse_end(id_: Any, reason: Any, tokens_in: Any, tokens_out: Any, tokens_cached: Any) -> EndFrame:
-    _require(type(reason) is str and reason in _FINISH_REASONS, "a known finish reason")
-    counts = (_count(tokens_in, "tokens_in"), _count(tokens_out, "tokens_out"), _count(tokens_cached, "tokens_cached"))
-    return EndFrame(_count(id_, "id"), reason, *counts)
-
-
-def _error_code(value: Any) -> str:
-    code = _text(value, "an error code")
-    _require(code in TABLE, "an error code of the table")
-    return code
-
-
-_TAGS: dict[type, int] = {
-    Load: 1,
-    Submit: 2,
-    Cancel: 3,
-    Ready: 4,
-    LoadFailed: 5,
-    Beat: 6,
-    PrefillFrame: 7,
-    PiecesFrame: 8,
-    EndFrame: 9,
-    ErrorFrame: 10,
-}
-
-_PARSERS: dict[int, tuple[int, Callable[..., Frame]]] = {
-    1: (3, _parse_load),
-    2: (2, _parse_submit),
-    3: (1, lambda id_: Cancel(_count(id_, "id"))),
-    4: (2, _parse_ready),
-    5: (2, lambda code, message: LoadFailed(_error_code(code), _text(message, "a message"))),
-    6: (0, Beat),
-    7: (3, lambda id_, done, total: PrefillFrame(_count(id_, "id"), _count(done, "done"), _count(total, "total"))),
-    8: (2, _parse_pieces),
-    9: (5, _parse_end),
-    10: (3, lambda id_, code, text: ErrorFrame(_count(id_, "id"), _error_code(code), _text(text, "a message"))),
-}
-"""Tag -> (number of fields, parser)."""
+Frame = (
+    Load
+    | Submit
+    | Cancel
+    | Ready
+    | LoadFailed
+    | Beat
+    | PrefillFrame
+    | PiecesFrame
+    | LogprobsFrame
+    | StepFrame
+    | ResultFrame
+    | EndFrame
+    | ErrorFrame
+)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import psutil
 import trio
 
 from octonode.engines.calls import Call, LoadedEngine, again
 from octonode.engines.channel import FrameChannel
-from octonode.engines.contract import EngineFacts, Finished, LoadRequest, Prefill
+from octonode.engines.contract import EngineFacts, Finished, LoadRequest, Prefill, Step
 from octonode.engines.frames import (
     Beat,
     Cancel,
@@ -22,9 +23,12 @@ from octonode.engines.frames import (
     FrameError,
     Load,
     LoadFailed,
+    LogprobsFrame,
     PiecesFrame,
     PrefillFrame,
     Ready,
+    ResultFrame,
+    StepFrame,
     Submit,
 )
 from octonode.engines.plan import Phase, SeenWorker
@@ -60,6 +64,8 @@ class WorkerLink:
         self.kill_reason = ""
         self.load_error: OctonodeError | None = None
         self.resident_bytes = 0
+        self.gpu_bytes = 0
+        """As the last reading of the drivers says; see `Supervisor.note_gpu_memory`."""
         self.unloaded = False
         """Its end was wished for, and is no crash."""
         self._on_change = on_change
@@ -85,12 +91,19 @@ class WorkerLink:
             progressed_at=self.progressed_at,
             running=self.running,
             resident_bytes=self.resident_bytes,
+            gpu_bytes=self.gpu_bytes,
         )
 
     def measure(self) -> None:
         """Takes the resident memory anew; a process that is gone keeps its last figure."""
         with contextlib.suppress(psutil.Error):
             self.resident_bytes = psutil.Process(self.process.pid).memory_info().rss
+
+    def measure_gpu(self, by_process: Mapping[int, int]) -> None:
+        """Takes its GPU memory from a reading: its own process and those it started."""
+        with contextlib.suppress(psutil.Error):
+            family = [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children(True))]
+            self.gpu_bytes = sum(by_process.get(pid, 0) for pid in family)
 
     def forgive(self, late_seconds: float) -> None:
         """Time in which the daemon itself did not run is not held against the worker."""
@@ -154,27 +167,48 @@ class WorkerLink:
             pass  # we stopped it
 
     def _take(self, frame: Frame) -> None:
-        if isinstance(frame, PiecesFrame):
-            self.progressed_at = self.heard_at
-            call = self._calls.get(frame.id)
-            if call is not None and not call.put_pieces(frame.pieces):
-                raise FrameError("more text than the request allows")
-        elif isinstance(frame, PrefillFrame):
-            self.progressed_at = self.heard_at
-            call = self._calls.get(frame.id)
-            if call is not None:
-                call.put_prefill(Prefill(frame.done_tokens, frame.total_tokens))
-        elif isinstance(frame, EndFrame):
-            end = Finished(frame.reason, frame.tokens_in, frame.tokens_out, frame.tokens_cached)
-            self._finish_call(frame.id, end)
-        elif isinstance(frame, ErrorFrame):
-            self._finish_call(frame.id, from_wire(frame.code, frame.message))
-        elif isinstance(frame, Ready):
-            self._take_ready(frame)
-        elif isinstance(frame, LoadFailed):
-            self.load_error = from_wire(frame.code, frame.message)
-        elif not isinstance(frame, Beat):
+        take = _TAKERS.get(type(frame))
+        if take is None:
             raise FrameError(f"a worker does not send {type(frame).__name__}")
+        take(self, frame)
+
+    def _take_pieces(self, frame: PiecesFrame) -> None:
+        self.progressed_at = self.heard_at
+        call = self._calls.get(frame.id)
+        if call is not None and not call.put_pieces(frame.pieces):
+            raise FrameError("more text than the request allows")
+
+    def _take_progress(self, frame: PrefillFrame | StepFrame) -> None:
+        self.progressed_at = self.heard_at
+        call = self._calls.get(frame.id)
+        if call is not None:
+            if isinstance(frame, StepFrame):
+                call.put_progress(Step(frame.done, frame.total))
+            else:
+                call.put_progress(Prefill(frame.done_tokens, frame.total_tokens))
+
+    def _take_result(self, frame: ResultFrame) -> None:
+        call = self._calls.get(frame.id)
+        if call is not None and not call.put_result(frame.result):
+            raise FrameError("a result that was not asked for")
+
+    def _take_logprobs(self, frame: LogprobsFrame) -> None:
+        call = self._calls.get(frame.id)
+        if call is not None and not call.put_logprobs(frame.tokens):
+            raise FrameError("more tokens than the request allows")
+
+    def _take_end(self, frame: EndFrame) -> None:
+        end = Finished(frame.reason, frame.tokens_in, frame.tokens_out, frame.tokens_cached)
+        self._finish_call(frame.id, end)
+
+    def _take_error(self, frame: ErrorFrame) -> None:
+        self._finish_call(frame.id, from_wire(frame.code, frame.message))
+
+    def _take_load_failed(self, frame: LoadFailed) -> None:
+        self.load_error = from_wire(frame.code, frame.message)
+
+    def _take_beat(self, frame: Beat) -> None:
+        """That it came is told by `heard_at`."""
 
     def _take_ready(self, frame: Ready) -> None:
         if self.phase is not Phase.STARTING:
@@ -240,3 +274,18 @@ class WorkerLink:
 def lasting(error: OctonodeError) -> bool:
     """True when loading again cannot help: the engine is missing, the format is refused."""
     return not isinstance(error, EngineCrashed) and not TABLE[error.code].retryable
+
+
+_TAKERS: dict[type, Callable[[WorkerLink, Any], None]] = {
+    PiecesFrame: WorkerLink._take_pieces,
+    PrefillFrame: WorkerLink._take_progress,
+    StepFrame: WorkerLink._take_progress,
+    LogprobsFrame: WorkerLink._take_logprobs,
+    ResultFrame: WorkerLink._take_result,
+    EndFrame: WorkerLink._take_end,
+    ErrorFrame: WorkerLink._take_error,
+    Ready: WorkerLink._take_ready,
+    LoadFailed: WorkerLink._take_load_failed,
+    Beat: WorkerLink._take_beat,
+}
+"""What a worker may send, and who takes it."""

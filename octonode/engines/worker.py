@@ -1,8 +1,9 @@
 """The child process: one model, one engine, one socket to the daemon. Started as `python -m octonode.engines.worker`.
 
 In order: die with the daemon, read `Load`, set limits, enter the sandbox, and only then import an engine and open the
-model. Requests run at the same time, as many as the model has slots; more wait here in order. The process ends when
-the socket does. It is given no keys, and nothing it says is believed unchecked (`frames`).
+model. Requests for text run at the same time, as many as the model has slots; more wait here in order. Those for
+results go through a batcher (`making`). The process ends when the socket does. It is given no keys, and nothing it says
+is believed unchecked (`frame_codec`).
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import trio
 
 from octonode.engines import sandbox
-from octonode.engines.adapters.base import Adapter, make_adapter
+from octonode.engines.adapters.base import Adapter, Maker, make_adapter
 from octonode.engines.channel import RECEIVE_BYTES, FrameChannel
-from octonode.engines.contract import Finished, GenerateRequest
+from octonode.engines.contract import EngineFacts, EngineRequest, Finished, GenerateRequest, TokenLogprob
+from octonode.engines.frame_codec import FrameDecoder
 from octonode.engines.frames import (
     TEXT_CHARACTERS_MAX,
     Beat,
     Cancel,
     EndFrame,
     ErrorFrame,
-    FrameDecoder,
     Load,
     LoadFailed,
+    LogprobsFrame,
     PrefillFrame,
     Ready,
+    ResultFrame,
+    StepFrame,
     Submit,
 )
+from octonode.engines.making import MEASURE_SECONDS, Making
 from octonode.engines.slots import Slots
 from octonode.errors import OctonodeError
+from octonode.protocol.work.skills import CHAT, WorkRequest, skill_of
 
 BEAT_SECONDS = 1.0
 EXIT_LOAD_FAILED = 3
@@ -94,12 +100,11 @@ class _Worker:
         self._load = load
         self._layers = layers
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._making: Making | None = None
 
     async def run(self) -> int:
         """The exit status, once the daemon closed the line or the model could not be loaded."""
         self._channel = FrameChannel(self._socket)
-        self._slots = Slots(self._load.request.parallel)
-        self._turn = trio.CapacityLimiter(self._load.request.parallel)
         status = 0
         try:
             async with trio.open_nursery() as nursery:
@@ -109,6 +114,8 @@ class _Worker:
                     status = EXIT_LOAD_FAILED
                     await self._channel.flush()
                     nursery.cancel_scope.cancel()
+                elif self._making is not None:
+                    nursery.start_soon(self._making.run)
                 while True:
                     await trio.sleep(BEAT_SECONDS)
                     self._channel.send(Beat())
@@ -119,8 +126,7 @@ class _Worker:
     async def _open_model(self) -> bool:
         request = self._load.request
         try:
-            self._adapter: Adapter = make_adapter(request.engine)
-            facts = await self._adapter.load(request, self._load.temporary_directory)
+            facts = await self._load_adapter(make_adapter(request.engine, request.category))
         except OctonodeError as error:
             self._channel.send(LoadFailed(error.code, error.message[:TEXT_CHARACTERS_MAX]))
             return False
@@ -131,6 +137,19 @@ class _Worker:
             return False
         self._channel.send(Ready(facts, self._layers))
         return True
+
+    async def _load_adapter(self, adapter: Adapter | Maker) -> EngineFacts:
+        request = self._load.request
+        facts = await adapter.load(request, self._load.temporary_directory)
+        if CHAT in facts.skills:
+            self._adapter = cast(Adapter, adapter)
+        else:
+            self._making = Making(cast(Maker, adapter))
+            seconds_max = float(request.options.get("measure_seconds", MEASURE_SECONDS))
+            facts = await self._making.measured(facts, seconds_max)
+        self._slots = Slots(facts.parallel)
+        self._turn = trio.CapacityLimiter(facts.parallel)
+        return facts
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         """Reads frames until the end of the stream, then ends the process, whatever still runs."""
@@ -143,12 +162,15 @@ class _Worker:
                     self._scopes[frame.id].cancel()
         _exit(0)
 
-    async def _run_request(self, id_: int, request: GenerateRequest, scope: trio.CancelScope) -> None:
+    async def _run_request(self, id_: int, request: EngineRequest, scope: trio.CancelScope) -> None:
         output = _Output(id_, self._channel)
         end: EndFrame | ErrorFrame = EndFrame(id_, "cancel", 0, output.count, 0)
         with scope:
             try:
-                done = await self._generate(request, output)
+                if isinstance(request, GenerateRequest):
+                    done = await self._generate(request, output)
+                else:
+                    done = await self._make(request, output)
                 end = EndFrame(id_, done.reason, done.tokens_in, done.tokens_out, done.tokens_cached)
             except OctonodeError as error:
                 end = ErrorFrame(id_, error.code, error.message[:TEXT_CHARACTERS_MAX])
@@ -171,26 +193,39 @@ class _Worker:
             finally:
                 self._slots.give_back(slot)
 
+    async def _make(self, request: WorkRequest, output: _Output) -> Finished:
+        assert self._making is not None
+        result = await self._making.make(request, output.step)
+        self._channel.send(ResultFrame(output.id, skill_of(request).name, result))
+        return Finished("stop", getattr(result, "tokens_in", 0), 0)
+
 
 class _Output:
     """Events of one request as frames."""
 
     def __init__(self, id_: int, channel: FrameChannel) -> None:
-        self._id = id_
+        self.id = id_
         self._channel = channel
         self.count = 0
         self.room = channel.room
         self.flush = channel.flush
 
     def prefill(self, done_tokens: int, total_tokens: int) -> None:
-        self._channel.send(PrefillFrame(self._id, done_tokens, total_tokens))
+        self._channel.send(PrefillFrame(self.id, done_tokens, total_tokens))
+
+    def step(self, done: int, total: int) -> None:
+        self._channel.send(StepFrame(self.id, done, total))
+
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> None:
+        if tokens:
+            self._channel.send(LogprobsFrame(self.id, tuple(tokens)))
 
     def pieces(self, pieces: Sequence[str]) -> None:
         if pieces:
             self.count += len(pieces)
             # Half a surrogate pair is no Unicode and could not be written
             whole = tuple(p if p.isascii() else p.encode("utf-8", "replace").decode() for p in pieces)
-            self._channel.send_pieces(self._id, whole)
+            self._channel.send_pieces(self.id, whole)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class Admitted:
 
     info: FormatInfo
     opens: Path
-    """What the engine opens: a file, or the directory of a model that is opened whole."""
+    """What an engine of one file opens; the directory where the model has no such file."""
+    folder: Path
+    """What an engine opens that wants the files beside the weights too: the directory, or the only file."""
 
 
 class Inspector:
@@ -75,13 +77,12 @@ class Inspector:
         except FormatRefused as refused:
             raise FormatRefused(f"cid:{model.root} is not loaded: {refused.message}", detail=refused.detail) from None
         where = {file.path or Path(file.stored).name: model.path_of(file) for file in model.files}
-        if info.opens:
-            return Admitted(info, where[info.opens])
         first, *_ = where
         folder = where[first]
-        for _ in first.split("/"):
-            folder = folder.parent
-        return Admitted(info, folder if len(where) > 1 else where[first])
+        if len(where) > 1:
+            for _ in first.split("/"):
+                folder = folder.parent
+        return Admitted(info, where[info.opens] if info.opens else folder, folder)
 
 
 def _stamp(items: Sequence[tuple[str, Path]]) -> object:

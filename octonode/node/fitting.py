@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from octonode.api.schema.fitting import FitFacts, FitMatrix, FitRow, InspectionFacts, MachineFacts
-from octonode.engines.select import ENGINES_BY_FORMAT, engine_for
+from octonode.engines.select import ENGINES, engine_for
 from octonode.errors import NotFound, OctonodeError
 from octonode.hardware.facts import Gpu, Hardware
 from octonode.hardware.probe import probe
@@ -107,9 +107,10 @@ def _of_manifest(root: str, signed: SignedManifest | None, reference: str, *, mi
 def engine_problems() -> Mapping[str, str]:
     """Format -> empty where an engine here runs it, else what to do."""
     found = {}
-    for name in dict.fromkeys((*FORMATS, *ENGINES_BY_FORMAT)):
+    for name in dict.fromkeys((*FORMATS, *(each for row in ENGINES for each in row.formats))):
+        category = next((row.categories[0] for row in ENGINES if name in row.formats), "llm")
         try:
-            engine_for(name)
+            engine_for(name, category=category)
             found[name] = ""
         except OctonodeError as error:
             found[name] = error.message

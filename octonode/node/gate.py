@@ -23,14 +23,21 @@ class Gate:
         self._library = library
         self._inspector = Inspector()
 
-    async def admit(self, model: ResolvedModel, path: Path) -> tuple[ResolvedModel, Path]:
-        """The model with the format that its content has, and what the engine opens. Raises FormatRefused.
+    async def admit(self, model: ResolvedModel, path: Path) -> tuple[ResolvedModel, Path, Path]:
+        """The model with the format that its content has, and the file and the folder to open. Raises FormatRefused.
 
         `path` is where the model lies; what counts are the files that the store has for this root.
         """
         admitted = await trio.to_thread.run_sync(self._admit, Cid.parse(model.root))
         context = model.context_tokens or admitted.info.context_tokens
-        return replace(model, format=admitted.info.format, context_tokens=context), admitted.opens
+        model = replace(
+            model,
+            format=admitted.info.format,
+            context_tokens=context,
+            category=model.category if model.manifest else admitted.info.category,
+            architecture=model.architecture or admitted.info.architecture,
+        )
+        return model, admitted.opens, admitted.folder
 
     async def info(self, root: str) -> FormatInfo:
         """What a complete model here is. Raises FormatRefused, NotFound."""

@@ -13,6 +13,7 @@ from octonode.models.manifest import SignedManifest
 from octonode.models.scrubbing import ScrubNote
 from octonode.node.shelf import Held
 from octonode.protocol.announcement import Announcement, Holding, Serving
+from octonode.protocol.work.skills import SKILLS
 from octonode.tasks.residency import ModelStatus
 
 State = Literal["held", "fetching", "loading", "serving", "network"]
@@ -29,8 +30,10 @@ def facts_of(
     holding: Sequence[Announcement] = (),
     status: ModelStatus | None = None,
     note: ScrubNote | None = None,
+    own_skills: Sequence[str] = (),
 ) -> ModelFacts:
-    """What is not known here is empty. `serving` and `holding` are announcements of peers that have this root.
+    """What is not known here is empty; `own_skills` are those of our own loaded engine. `serving` and `holding` are
+    announcements of peers that have this root.
 
     Names are a manifest's as signed, else as announced: anybody may announce any name, so such a model is never shown
     as trusted, and a question by name goes where the signed manifest says.
@@ -48,6 +51,7 @@ def facts_of(
         announced = None  # taken as it is, by its root: nobody's name counts for it
     manifest = signed.manifest if signed else None
     publisher, name, version = _names(signed, announced)
+    skills = _skills(root, said, own_skills)
     return ModelFacts(
         reference=f"{publisher}/{name}" if name else f"cid:{root}",
         root=root,
@@ -63,6 +67,8 @@ def facts_of(
         format=manifest.format if manifest else "",
         architecture=manifest.architecture if manifest else "",
         quantization=manifest.quantization if manifest else getattr(announced, "quantization", ""),
+        category=manifest.category if manifest else _category(skills),
+        skills=skills,
         context_tokens=manifest.context_tokens if manifest else getattr(announced, "context_tokens", 0),
         license=manifest.licence if manifest else "",
         created_at_ms=manifest.created_ms if manifest else 0,
@@ -77,6 +83,17 @@ def facts_of(
         servers=tuple(servers),
         holders=tuple(holders),
     )
+
+
+def _skills(root: str, said: Sequence[Serving | Holding], own: Sequence[str]) -> tuple[str, ...]:
+    served = [item.skills for item in said if isinstance(item, Serving) and item.root == root]
+    return tuple(dict.fromkeys([*own, *(skill for skills in served for skill in skills)]))
+
+
+def _category(skills: Sequence[str]) -> str:
+    """Of a model that is known by what is announced of it alone."""
+    known = [SKILLS[skill].category for skill in skills if skill in SKILLS]
+    return "llm" if "chat" in skills else known[0] if known else ""
 
 
 def _names(signed: SignedManifest | None, announced: Serving | Holding | None) -> tuple[str, str, str]:

@@ -98,6 +98,7 @@ class Models:
             status=self._residency.model(root),
             library=self._library,
             note=self._checks.note(root),
+            own_skills=engine.facts.skills if (engine := self._residency.engine(root)) is not None else (),
         )
 
     async def add(self, request: AddModel, report: Report) -> ModelOutcome:

@@ -228,13 +228,16 @@ def _peer_ids(config: Config) -> tuple[PeerId, ...]:
     return tuple(PeerId(text) for text in config.network.allowed_peers)
 
 
-def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Path) -> LoadRequest:
+def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Path, folder: Path) -> LoadRequest:
     engine = wishes.engine_of(model.name, model.root)
     settings = replace(config.engines, default=engine) if engine else config.engines
     return load_request(
         settings,
         model_root=model.root,
         model_path=path,
+        model_folder=folder,
         model_format=model.format,
         context_tokens_max=model.context_tokens,
+        category=model.category,
+        architecture=model.architecture,
     )

@@ -135,4 +135,6 @@ def _resolved(root: Cid, signed: SignedManifest | None) -> ResolvedModel:
         version=manifest.version,
         size_bytes=manifest.size_bytes,
         context_tokens=manifest.context_tokens,
+        category=manifest.category,
+        architecture=manifest.architecture,
     )

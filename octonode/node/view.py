@@ -129,6 +129,7 @@ class View:
                     tokens_per_second=round(measured.tokens_per_second, 1),
                     first_token_ms=round(measured.first_token_ms),
                     quantization=plain(engine.facts.quantization),
+                    skills=engine.facts.skills,
                 )
             )
         return found

@@ -16,7 +16,7 @@ STATES = frozenset({"active", "leaving"})
 ACCESS = frozenset({"token", "peers", "open"})
 TIERS = frozenset({"edge", "consumer", "prosumer", "enterprise"})
 PRICE_BASES = frozenset({"tokens", "seconds", "tokens_per_second"})
-ADDRESSES_MAX, ENGINES_MAX, MODELS_MAX, HARDWARE_KEYS_MAX = 16, 16, 64, 24
+ADDRESSES_MAX, ENGINES_MAX, MODELS_MAX, HARDWARE_KEYS_MAX, MODES_MAX, SKILLS_MAX = 16, 16, 64, 24, 8, 16
 _CID_BYTES_MAX, _NAME_BYTES_MAX, _SHORT_BYTES_MAX = 128, 200, 64
 _SIGNATURE_OVERHEAD_BYTES = 192
 """What `{announcement, signature, signer}` adds to the announcement's own bytes, rounded up."""
@@ -41,10 +41,14 @@ class Serving:
     tokens_per_second: float = 0.0
     first_token_ms: int = 0
     quantization: str = ""
+    skills: tuple[str, ...] = ("chat",)
+    """What it can be asked for."""
     price_basis: str = "tokens"
     """`tokens`: the prices are µOCTO per million tokens; `seconds`, `tokens_per_second`: per second."""
     price_in_micro_octo: int = 0
     price_out_micro_octo: int = 0
+    modes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Modes it offers beside the plain one, each with its own (in, out) price. Others may come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +167,19 @@ def _as_map(announcement: Announcement) -> dict[str, Any]:
             value[key] = list(value[key])
     for key, models in (("serving", announcement.serving), ("holding", announcement.holding)):
         if models:
-            value[key] = [_lean(model) for model in models]
+            value[key] = [_listed(_lean(model)) for model in models]
     if announcement.storage is not None:
         value["storage"] = _lean(announcement.storage)
     return {"version": 1, **value}
+
+
+def _listed(value: dict[str, Any]) -> dict[str, Any]:
+    """Lists for `skills` and the pairs of `modes`: dag-cbor knows no tuples."""
+    if "skills" in value:
+        value["skills"] = list(value["skills"])
+    if "modes" in value:
+        value["modes"] = {mode: list(prices) for mode, prices in value["modes"].items()}
+    return value
 
 
 def _lean(item: Announcement | Serving | Holding | StorageRoom) -> dict[str, Any]:
@@ -247,10 +260,24 @@ def _read_serving(item: Any) -> Serving:
         tokens_per_second=fields.number(value, "tokens_per_second", 0.0),
         first_token_ms=fields.natural(value, "first_token_ms", 0),
         quantization=_line(value, "quantization", "", bytes_max=_SHORT_BYTES_MAX),
+        skills=_lines(value, "skills", most=SKILLS_MAX, bytes_max=_SHORT_BYTES_MAX) or ("chat",),
         price_basis=fields.choice(value, "price_basis", PRICE_BASES, "tokens"),
         price_in_micro_octo=fields.natural(value, "price_in_micro_octo", 0),
         price_out_micro_octo=fields.natural(value, "price_out_micro_octo", 0),
+        modes=_read_modes(value),
     )
+
+
+def _read_modes(value: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    modes = fields.plain_map(value, "modes", depth=2)
+    if len(modes) > MODES_MAX:
+        raise RemoteProtocolError(f"field modes holds at most {MODES_MAX} modes")
+    for mode, prices in modes.items():
+        _printable("modes", mode)
+        good = type(prices) is list and len(prices) == 2 and len(mode.encode()) <= _SHORT_BYTES_MAX
+        if not good or not all(type(price) is int and 0 <= price <= fields.INTEGER_MAX for price in prices):
+            raise RemoteProtocolError("field modes maps names to two prices, each a whole number of 0 or more")
+    return {mode: (prices[0], prices[1]) for mode, prices in modes.items()}
 
 
 def _read_holding(item: Any) -> Holding:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from octonode.engines.contract import TokenLogprob
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.messages import Privacy
+from octonode.protocol.work.skills import CHAT, WorkRequest, WorkResult, skill_of
 
 NO_TASK = TaskId(b"")
 
@@ -17,17 +19,25 @@ Ranking = Literal["balanced", "speed", "first_token", "cost"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One chat completion for whoever serves the model best."""
+    """One request for whoever serves the model best: a chat completion, unless `work` says otherwise."""
 
     model_root: str
     """Root CID of the model."""
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, str], ...] = ()
     """OpenAI's list of {role, content}."""
     max_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    prompt: str = ""
+    """In place of messages: a text to go on from, without a chat template."""
+    schema: str = ""
+    """JSON Schema, as JSON text, that the answer must satisfy."""
+    logprobs: int = 0
+    """Alternatives to tell of each token; 0: none, -1: the chosen token alone."""
+    work: WorkRequest | None = None
+    """In place of a chat: a request of another skill, whose result comes as `Made`."""
     privacy: Privacy = "public"
     peer: PeerId | None = None
     """Ask this peer alone, no other and not the local engine. Our own id: the local engine alone."""
@@ -36,6 +46,10 @@ class Ask:
     """16 bytes that later questions of the same conversation repeat, so that prompt caches help; empty: a new one."""
     deadline_seconds: float = 600.0
     """The task expires at its provider after this; at most an hour."""
+
+    @property
+    def skill(self) -> str:
+        return CHAT if self.work is None else skill_of(self.work).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +70,10 @@ class Progress:
 
     provider: PeerId
     stage: str
-    """`queued`, `fetching`, `loading`, `prefill`, `decode`."""
+    """`queued`, `collecting`, `fetching`, `loading`, `prefill`, `decode`, `step`."""
     done: int = 0
     total: int = 0
-    """Units of the stage: place in the queue, bytes, tokens; 0 of 0 where unknown."""
+    """Units of the stage: place in the queue, bytes, tokens, steps; 0 of 0 where unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,13 @@ class Pieces:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The result of a request that is no chat, just before `Answered`."""
+
+    result: WorkResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +118,15 @@ class Answered:
     """Header of our signed request, the bytes that the receipt's request hash is about."""
     task: TaskId = NO_TASK
     pieces_total: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the answer's tokens in order, where they were asked for. The transcript does not cover them."""
     first_token_seconds: float = 0.0
     """From the first attempt to the first piece."""
     seconds: float = 0.0
     """From the first attempt to this event."""
 
 
-AskEvent = Attempt | Progress | Pieces | Answered
+AskEvent = Attempt | Progress | Pieces | Made | Answered
 
 
 class ProviderLost(OctonodeError):

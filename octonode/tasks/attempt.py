@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from octonode.config import TasksConfig
+from octonode.engines.contract import TokenLogprob
 from octonode.errors import OctonodeError, RemoteProtocolError, from_wire
 from octonode.identity import Signer
 from octonode.ids import AGENT_PROTOCOL, PeerId, TaskId
@@ -16,9 +17,10 @@ from octonode.network.host import Host, Stream, StreamReset
 from octonode.protocol.exchange import Exchange, Received
 from octonode.protocol.messages import ErrorReport, StatusUpdate, TaskRequest, TaskResponse
 from octonode.protocol.states import State
-from octonode.tasks.asking import Answered, Ask, Pieces, Progress
-from octonode.tasks.chat import task_request
+from octonode.tasks.asking import Answered, Ask, Made, Pieces, Progress
 from octonode.tasks.inbox import Inbox
+from octonode.tasks.orders import task_request
+from octonode.tasks.results import piece_of, received, unpack_logprobs, unpack_result
 from octonode.tasks.timers import Watch
 from octonode.tasks.verification import Verification
 
@@ -66,11 +68,13 @@ class RemoteAttempt:
         self._conversation = conversation
         self._stream: Stream | None = None
         self._sent_whole = False
-        self._pieces_max = ask.max_tokens * PIECES_PER_TOKEN_MAX + PIECES_PER_TOKEN_MAX
-        self._characters_max = ask.max_tokens * CHARACTERS_PER_TOKEN_MAX + CHARACTERS_PER_TOKEN_MAX
+        tokens_max = ask.max_tokens if ask.work is None else 0
+        self._pieces_max = tokens_max * PIECES_PER_TOKEN_MAX + PIECES_PER_TOKEN_MAX
+        self._characters_max = tokens_max * CHARACTERS_PER_TOKEN_MAX + CHARACTERS_PER_TOKEN_MAX
         self._characters = 0
+        self._artifacts: dict[str, bytes] = {}
         self.received: list[str] = []
-        """Pieces of the answer so far."""
+        """Pieces of the answer so far; of a result the one that stands for it."""
         self.verification: Verification | None = None
 
     async def ask(self) -> Answered:
@@ -148,6 +152,8 @@ class RemoteAttempt:
                 message = event.message
                 if type(message) is StatusUpdate:
                     self._update(message, waiting)
+                    if event.artifact is not None:
+                        self._artifacts = {event.artifact.name: event.artifact.data}
                 elif isinstance(message, TaskResponse):
                     return self._answered(message)
                 else:
@@ -162,7 +168,8 @@ class RemoteAttempt:
         if update.pieces:
             if not self.received:
                 waiting.deadline = math.inf
-            self._inbox.put(Pieces(update.pieces, len(self.received)))
+            if self._ask.work is None:
+                self._inbox.put(Pieces(update.pieces, len(self.received)))
             self.received += update.pieces
             self._characters += sum(map(len, update.pieces))
             if len(self.received) > self._pieces_max or self._characters > self._characters_max:
@@ -179,6 +186,7 @@ class RemoteAttempt:
         verification = self.verification
         assert verification is not None
         verification.response(response)
+        made = self._result(response)
         return Answered(
             finish_reason=response.finish_reason,
             tokens_in=response.tokens_in,
@@ -192,7 +200,25 @@ class RemoteAttempt:
             request_header=self._exchange.request_header,
             task=self._exchange.task,
             pieces_total=len(self.received),
+            logprobs=made,
         )
+
+    def _result(self, response: TaskResponse) -> tuple[TokenLogprob, ...]:
+        """Hands a result on; the logprobs of a text. Raises RemoteProtocolError for what is neither."""
+        ask = self._ask
+        if ask.work is not None:
+            data = received(response, self._artifacts)
+            if self.received != [piece_of(data)]:
+                raise RemoteProtocolError("the result is not what the transcript stands for")
+            self._inbox.put(Made(unpack_result(ask.skill, data)))
+        elif ask.logprobs and response.tokens_out:
+            return unpack_logprobs(received(response, self._artifacts))
+        return ()
+
+    @property
+    def given(self) -> int:
+        """Pieces that the consumer has, or will have: after the first, no other provider can be asked."""
+        return len(self.received) if self._ask.work is None else 0
 
     def _refusal(self, event: Received) -> OctonodeError:
         message = event.message

@@ -1,4 +1,7 @@
-"""Skill `chat` on the wire: an `Ask` as input and parameters of a TASK_REQUEST, and back to what an engine takes."""
+"""Skill `chat` on the wire: an `Ask` as input and parameters of a TASK_REQUEST, and back to what an engine takes.
+
+`orders` is the same for every skill.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,25 @@ from typing import Any
 
 from octonode.engines.contract import GenerateRequest
 from octonode.errors import OctonodeError
-from octonode.protocol.messages import TaskRequest
 from octonode.tasks.asking import Ask
 
-SKILL = "chat"
 MAX_TOKENS_DEFAULT = 512
 MAX_TOKENS_MOST = 1_000_000
 MESSAGES_MOST = 4096
 STOPS_MOST = 16
 STOP_CHARACTERS_MOST = 256
+PROMPT_CHARACTERS_MOST = 8 << 20
+SCHEMA_CHARACTERS_MOST = 64 * 1024
+LOGPROBS_MOST = 20
 
 
-def task_request(ask: Ask, token: str) -> TaskRequest:
-    """The request as it goes to a provider; every parameter is written out, so that the receipt can be compared."""
-    return TaskRequest(
-        skill=SKILL,
-        model=ask.model_root,
-        input={"messages": [dict(message) for message in ask.messages]},
-        parameters=parameters_of(ask),
-        privacy=ask.privacy,
-        token=token,
-    )
+def input_of(ask: Ask) -> dict[str, Any]:
+    value: dict[str, Any] = {"messages": [dict(message) for message in ask.messages]} if ask.messages else {}
+    if ask.prompt:
+        value["prompt"] = ask.prompt
+    if ask.schema:
+        value["schema"] = ask.schema
+    return value
 
 
 def parameters_of(ask: Ask) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def parameters_of(ask: Ask) -> dict[str, Any]:
     }
     if ask.seed is not None:
         parameters["seed"] = ask.seed
+    if ask.logprobs:
+        parameters["logprobs"] = ask.logprobs
     return parameters
 
 
@@ -49,25 +52,32 @@ def generate_request(
     seed = parameters.get("seed")
     if seed is not None:
         seed = _integer(parameters, "seed", 0, least=-(2**63), most=2**63 - 1)
+    prompt = _text(body, "prompt", PROMPT_CHARACTERS_MOST)
     return GenerateRequest(
-        messages=_messages(body),
+        messages=() if prompt and "messages" not in body else _messages(body),
         max_tokens=_integer(parameters, "max_tokens", MAX_TOKENS_DEFAULT, least=1, most=MAX_TOKENS_MOST),
         temperature=_number(parameters, "temperature", 1.0, most=10.0),
         top_p=_number(parameters, "top_p", 1.0, most=1.0),
         seed=seed,
         stop=_stops(parameters),
         cache_scope=cache_scope,
+        prompt=prompt,
+        schema=_text(body, "schema", SCHEMA_CHARACTERS_MOST),
+        logprobs=_integer(parameters, "logprobs", 0, least=-1, most=LOGPROBS_MOST),
     )
 
 
 def applied(request: GenerateRequest) -> dict[str, Any]:
     """The parameters for the receipt: as applied, the seed aside."""
-    return {
+    parameters: dict[str, Any] = {
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "stop": list(request.stop),
     }
+    if request.logprobs:
+        parameters["logprobs"] = request.logprobs
+    return parameters
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
@@ -81,6 +91,13 @@ def _messages(body: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
         if "content" not in message:
             raise _bad("a message has no content")
     return tuple(messages)
+
+
+def _text(values: Mapping[str, Any], name: str, most: int) -> str:
+    value = values.get(name, "")
+    if not isinstance(value, str) or len(value) > most:
+        raise _bad(f"input.{name} must be a text of at most {most} characters")
+    return value
 
 
 def _integer(values: Mapping[str, Any], name: str, default: int, *, least: int, most: int) -> int:

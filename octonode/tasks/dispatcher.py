@@ -21,6 +21,7 @@ from octonode.tasks.asking import (
     AskEvent,
     Attempt,
     Candidate,
+    Made,
     Pieces,
     Progress,
     ProviderLost,
@@ -43,6 +44,7 @@ __all__ = [
     "Attempt",
     "Candidate",
     "Dispatcher",
+    "Made",
     "Pieces",
     "Progress",
     "ProviderLost",
@@ -187,6 +189,7 @@ class Dispatcher:
                 self.slots.taken(root),
                 measured.tokens_per_second,
                 measured.first_token_ms,
+                skills=engine.facts.skills,
             )
         if model is None:
             return None

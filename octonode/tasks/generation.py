@@ -9,14 +9,16 @@ from typing import Protocol
 import trio
 
 from octonode.engines import contract
-from octonode.engines.contract import Engine, EngineFacts, Finished, GenerateRequest
+from octonode.engines.contract import Engine, EngineFacts, EngineRequest, Finished, GenerateRequest, TokenLogprob
 from octonode.errors import NotFound, OctonodeError
 from octonode.identity import Signer
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.receipt import EngineFingerprint, Price, Receipt, Times, sign_receipt
 from octonode.protocol.transcript import Transcript
-from octonode.tasks.chat import applied
+from octonode.protocol.work.skills import WorkResult
+from octonode.tasks.orders import applied, seed_of
 from octonode.tasks.resident import Resident
+from octonode.tasks.results import pack_logprobs, pack_result, piece_of
 from octonode.tasks.slots import EngineSlots
 
 PIECE_CHARACTERS_MAX = 32 * 1024
@@ -40,7 +42,7 @@ class Order:
     task: TaskId
     asker: PeerId
     model_root: str
-    request: GenerateRequest
+    request: EngineRequest
     request_header: bytes
     request_sha256: bytes
     privacy: str
@@ -58,6 +60,10 @@ class Generation:
         self.tokens_in = 0
         self.tokens_out = 0
         self.finish_reason = "cancel"
+        self.result = b""
+        """Bytes of the result, or of the logprobs that were asked for; empty for a plain text."""
+        self.made: WorkResult | None = None
+        self.logprobs: list[TokenLogprob] = []
         self._resident = resident
         self._slots = slots
         self._now_ms = now_ms
@@ -67,6 +73,13 @@ class Generation:
     async def work(self, sink: Sink) -> Finished:
         """Waits for the model and for a slot, then streams into `sink`. Raises OctonodeError."""
         root = self.order.model_root
+        self._resident.ask(root)
+        try:
+            return await self._work(root, sink)
+        finally:
+            self._resident.used(root)
+
+    async def _work(self, root: str, sink: Sink) -> Finished:
         engine = await self._engine(sink)
         self.facts = engine.facts
         async with self._slots.slot(
@@ -103,8 +116,10 @@ class Generation:
         self._started_at_ms = self._now_ms()
         started = trio.current_time()
         first = 0.0
-        sink.progress("prefill", 0, 0)
-        async with engine.generate(self.order.request) as events:
+        request = self.order.request
+        text = isinstance(request, GenerateRequest)
+        sink.progress("prefill" if text else "step", 0, 0)
+        async with engine.generate(request) if isinstance(request, GenerateRequest) else engine.make(request) as events:
             async for event in events:
                 if type(event) is contract.Pieces:
                     if not self._first_at_ms:
@@ -117,11 +132,24 @@ class Generation:
                 elif type(event) is contract.Prefill:
                     self.tokens_in = event.total_tokens
                     sink.progress("prefill", event.done_tokens, event.total_tokens)
+                elif type(event) is contract.Step:
+                    sink.progress("step", event.done, event.total)
+                elif type(event) is contract.Logprobs:
+                    self.logprobs += event.tokens
+                elif type(event) is contract.Made:
+                    await self._take_result(event.result, sink)
                 else:
                     assert isinstance(event, Finished)
                     self._finished(event, first - started, trio.current_time() - first)
                     return event
         raise OctonodeError("the engine ended the answer without saying so; try again", code="ENGINE_FAILED")
+
+    async def _take_result(self, result: WorkResult, sink: Sink) -> None:
+        self.made, self.result = result, pack_result(result)
+        self._first_at_ms = self._now_ms()
+        piece = piece_of(self.result)
+        self.transcript.add(piece)
+        await sink.emit((piece,))
 
     @property
     def first_token_seconds(self) -> float | None:
@@ -132,7 +160,9 @@ class Generation:
         self.tokens_in = event.tokens_in
         self.tokens_out = event.tokens_out
         self.finish_reason = event.reason
-        if self._first_at_ms and event.reason != "cancel":
+        if self.logprobs:
+            self.result = pack_logprobs(self.logprobs)
+        if self._first_at_ms and event.reason != "cancel" and isinstance(self.order.request, GenerateRequest):
             self._slots.measured.note(
                 self.order.model_root,
                 first_token_ms=first_seconds * 1000,
@@ -155,7 +185,7 @@ class Generation:
                 f"{facts.engine} {facts.build}", facts.backend, facts.instruction_set, dict(facts.flags)
             ),
             parameters=applied(order.request),
-            seed=order.request.seed,
+            seed=seed_of(order.request),
             tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
             pieces=self.transcript.count,

@@ -20,7 +20,7 @@ from octonode.protocol.limits import DEFAULT_LIMITS, Limits
 from octonode.protocol.messages import ErrorReport, Header, Message, TaskRequest, TaskResponse
 from octonode.protocol.replay import ReplayWindow
 from octonode.protocol.states import State
-from octonode.tasks import chat
+from octonode.protocol.work.skills import CHAT, SKILLS
 from octonode.tasks.admission import Admission, Arrival, Refusal
 from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
 from octonode.tasks.resident import Resident
@@ -243,13 +243,17 @@ class Provider:
             return Refusal("LEAVING", "this node is starting or stopping; ask another one", 5000)
         if request.skill in self._skills:
             return self._admission.begin(exchange.remote, queue_full=False, known=known)
-        if request.skill != chat.SKILL:
-            return Refusal("UNSUPPORTED", f"skill {request.skill[:32]!r} is not served here; chat is")
+        if request.skill != CHAT and request.skill not in SKILLS:
+            known_skills = ", ".join((CHAT, *SKILLS))
+            return Refusal("UNSUPPORTED", f"skill {request.skill[:32]!r} is not known here; known are {known_skills}")
         if request.privacy not in PRIVACY_BUILT:
             return Refusal("PRIVACY_UNAVAILABLE", f"privacy level {request.privacy} cannot be kept by this node")
         engine = self._resident.engine(request.model)
         if engine is None and self._resident.model(request.model) is None:
             return Refusal("MODEL_NOT_FOUND", f"{request.model} is not served here")
+        if engine is not None and request.skill not in engine.facts.skills:
+            has = ", ".join(engine.facts.skills)
+            return Refusal("UNSUPPORTED", f"{request.model} has no skill {request.skill}; it has {has}")
         full = engine is not None and self._slots.full(request.model, engine.facts.parallel)
         return self._admission.begin(exchange.remote, queue_full=full, known=known)
 

@@ -11,11 +11,11 @@ import trio
 from octonode.errors import NotFound, OctonodeError
 from octonode.ids import TaskId
 from octonode.protocol.exchange import Exchange
-from octonode.tasks.asking import NO_TASK, Answered, Ask, Attempt, Candidate, Pieces, Progress, ProviderLost
-from octonode.tasks.chat import generate_request, parameters_of, task_request
+from octonode.tasks.asking import NO_TASK, Answered, Ask, Attempt, Candidate, Made, Pieces, Progress, ProviderLost
 from octonode.tasks.faults import told
 from octonode.tasks.generation import Generation, Order
 from octonode.tasks.inbox import Inbox
+from octonode.tasks.orders import check, engine_request, task_request
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 from octonode.tasks.routing import PRIVACY_BUILT
 from octonode.tasks.standings import is_theirs, moves_on
@@ -69,7 +69,7 @@ class Question:
         if ask.privacy not in PRIVACY_BUILT:
             message = f"privacy level {ask.privacy} is not kept by this version; it is refused, never lowered"
             return OctonodeError(message, code="PRIVACY_UNAVAILABLE")
-        generate_request(task_request(ask, "").input, parameters_of(ask))  # our own faults first: BAD_REQUEST
+        check(ask)
         verdicts: tuple[Candidate, ...] = ()
         for first_round in (True, False):
             known = home.providers.known(ask.model_root) if first_round else await home.find(ask.model_root)
@@ -122,7 +122,7 @@ class Question:
             slow_consumer = error.code == "SLOW_READER" and not is_theirs(error)
             if not slow_consumer:
                 home.standings.failed(candidate.peer, home.now_ms(), error.retry_after_seconds)
-            if attempt.received and not slow_consumer:
+            if attempt.given and not slow_consumer:
                 return ProviderLost(
                     f"{candidate.peer} was lost after {len(attempt.received)} pieces: {error.message}",
                     provider=candidate.peer,
@@ -151,7 +151,7 @@ class Question:
             exchange.task,
             home.us,
             ask.model_root,
-            generate_request(message.input, message.parameters, cache_scope=scope),
+            engine_request(message.skill, message.input, message.parameters, cache_scope=scope),
             exchange.request_header,
             exchange.request_sha256,
             ask.privacy,
@@ -166,6 +166,8 @@ class Question:
             if error is None:
                 raise
             return self._local_loss(error, sink)
+        if made.made is not None:
+            self.inbox.put(Made(made.made))
         return Answered(
             finish_reason=made.finish_reason,
             tokens_in=made.tokens_in,
@@ -178,6 +180,7 @@ class Question:
             request_header=exchange.request_header,
             task=exchange.task,
             pieces_total=made.transcript.count,
+            logprobs=tuple(made.logprobs),
         )
 
     def _local_loss(self, error: OctonodeError, sink: _LocalSink) -> OctonodeError:
@@ -264,6 +267,7 @@ class _LocalSink:
     def __init__(self, question: Question) -> None:
         self._inbox = question.inbox
         self._us = question._home.us
+        self._text = question._ask.work is None
         self.received: list[str] = []
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -271,6 +275,8 @@ class _LocalSink:
             self._inbox.put(Progress(self._us, stage, done, total))
 
     async def emit(self, pieces: tuple[str, ...]) -> None:
+        if not self._text:
+            return
         self._inbox.put(Pieces(pieces, len(self.received)))
         self.received += pieces
         if self._inbox.full:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
 
 import trio
 
 from octonode.engines.contract import Engine, LoadRequest
 from octonode.errors import OctonodeError
 from octonode.tasks.faults import told
+from octonode.tasks.neighbours import Engines, FetchProgress, Gate, LoadRequestFor, ModelSource, open_gate
 from octonode.tasks.resident import ModelState, ModelStatus, Resident, ResolvedModel
+from octonode.tasks.room import NoRoom, Room, Use
 
 __all__ = [
     "Engines",
@@ -34,56 +34,8 @@ MODELS_MAX = 64
 """Desired models at once; one more is refused."""
 PROGRESS_SECONDS = 0.2
 """Fetch progress wakes watchers at most this often."""
-
-
-FetchProgress = Callable[[int, int], None]
-"""(bytes here, bytes in all)."""
-
-
-class ModelSource(Protocol):
-    """Where models come from: `models.library`, handed over by the node."""
-
-    async def resolve(self, reference: str) -> ResolvedModel:
-        """Raises OctonodeError: MODEL_NOT_FOUND, NOT_TRUSTED, UNREACHABLE, BAD_REQUEST for what is no reference."""
-        ...
-
-    def path(self, root: str) -> Path | None:
-        """The file to load once it is complete and verified here; None before."""
-        ...
-
-    async def fetch(self, root: str, progress: FetchProgress) -> None:
-        """Returns when `path` gives the file. Every block is verified before it is written. Raises OctonodeError."""
-        ...
-
-
-class Engines(Protocol):
-    """The supervisor of the workers."""
-
-    def set_desired(self, desired: Mapping[str, LoadRequest]) -> None: ...
-
-    def engine(self, model_root: str) -> Engine | None: ...
-
-    async def wait_ready(self, model_root: str) -> Engine: ...
-
-    def release(self, model_root: str) -> None: ...
-
-    @property
-    def changes(self) -> int: ...
-
-    async def wait_changed(self, seen: int) -> int: ...
-
-
-LoadRequestFor = Callable[[ResolvedModel, Path], LoadRequest]
-"""`engines.select.load_request` with the settings filled in. Raises OctonodeError when no engine here runs it."""
-
-
-Gate = Callable[[ResolvedModel, Path], Awaitable[tuple[ResolvedModel, Path]]]
-"""Looks at a model before an engine does: the model with its true format, what to open. Raises FORMAT_REFUSED."""
-
-
-async def _open_gate(model: ResolvedModel, path: Path) -> tuple[ResolvedModel, Path]:
-    """For engines that read nothing of the file."""
-    return model, path
+ASK_AGAIN_SECONDS = 1.0
+"""A model that found no room is tried again at most this often, however many ask for it."""
 
 
 class _Wish:
@@ -95,6 +47,13 @@ class _Wish:
         self.hurry = trio.Event()
         self.retry_at = 0.0
         self.started = False
+        self.asked = True
+        """Somebody waits for it: others may be unloaded for it, once."""
+        self.used_at = 0.0
+        """Of the loop: the begin or the end of its last task, or its load."""
+        self.no_room = False
+        self.tried_at = 0.0
+        """When room for it was looked for last."""
 
 
 class Residency:
@@ -106,14 +65,19 @@ class Residency:
         source: ModelSource,
         engines: Engines,
         load_request: LoadRequestFor,
-        gate: Gate = _open_gate,
+        gate: Gate = open_gate,
+        room: Room | None = None,
+        keep_loaded: Collection[str] = (),
         retry_seconds: float = 2.0,
         retry_seconds_max: float = 300.0,
     ) -> None:
+        """Without a `room`, memory is nobody's concern. References in `keep_loaded` are never unloaded for others."""
         self._source = source
         self._engines = engines
         self._load_request = load_request
         self._gate = gate
+        self._room = room
+        self._keep_loaded = frozenset(keep_loaded)
         self._retry_seconds = retry_seconds
         self._retry_seconds_max = retry_seconds_max
         self._wishes: dict[str, _Wish] = {}
@@ -164,6 +128,7 @@ class Residency:
         """
         wish = self._wishes.get(reference)
         if wish is not None:
+            wish.asked = True
             wish.hurry.set()
             return
         if len(self._wishes) >= MODELS_MAX:
@@ -171,6 +136,25 @@ class Residency:
         wish = self._wishes[reference] = _Wish(reference)
         self._start(wish)
         self._changed()
+
+    def ask(self, root: str) -> None:
+        """A task wants to use it now: it counts as used, and comes back where it was unloaded to make room."""
+        wish = self._by_root.get(root)
+        if wish is None or self._nursery is None:
+            return
+        now = trio.current_time()
+        late = now - wish.tried_at >= ASK_AGAIN_SECONDS
+        if wish.status.state == "standby" or (wish.status.state == "failed" and wish.no_room and late):
+            wish.hurry.set()
+            self._set(wish, "loading")
+        wish.asked = wish.asked or wish.status.state == "loading"
+        wish.used_at = now
+
+    def used(self, root: str) -> None:
+        """A task that used it has ended."""
+        wish = self._by_root.get(root)
+        if wish is not None and wish.status.state == "serving":
+            wish.used_at = trio.current_time()
 
     def remove(self, root: str) -> bool:
         """Unload it and want it no more; `root` may also be the reference. False when it was not desired."""
@@ -216,8 +200,28 @@ class Residency:
                 try:
                     await self._bring_up(wish)
                     await self._watch(wish)
+                except NoRoom as error:
+                    await self._without_room(wish, error)
                 except Exception as error:
-                    await self._fail(wish, error)
+                    if wish.status.state != "standby":  # it was unloaded for another one
+                        await self._fail(wish, error)
+                if wish.status.state == "standby":
+                    await wish.hurry.wait()
+
+    async def _without_room(self, wish: _Wish, error: NoRoom) -> None:
+        """Failed, for whoever asks; else on standby where other models have the room."""
+        self._unload(wish)
+        wish.no_room = True
+        if error.asked or not error.held:
+            wish.asked = False
+            await self._fail(wish, error)
+        elif not wish.asked:  # else somebody asked meanwhile: try again
+            self._to_standby(wish, error.message)
+
+    def _to_standby(self, wish: _Wish, reason: str) -> None:
+        """Until somebody asks for it, or other models leave."""
+        wish.hurry = trio.Event()
+        self._set(wish, "standby", reason=reason)
 
     async def _bring_up(self, wish: _Wish) -> None:
         """Resolve, fetch, load. Raises OctonodeError."""
@@ -242,15 +246,52 @@ class Residency:
             if path is None:
                 raise OctonodeError("the fetch ended and the file is not whole; try again", code="MODEL_UNAVAILABLE")
         self._set(wish, "loading")
-        self._desired[model.root] = self._load_request(*await self._gate(model, path))
+        admitted = await self._gate(model, path)
+        request = self._load_request(*admitted)
+        if self._room is not None:
+            request = await self._make_room(self._room, wish, admitted[0], request)
+        self._desired[model.root] = request
         self._engines.set_desired(dict(self._desired))
         await self._engines.wait_ready(model.root)
+        wish.used_at = trio.current_time()
         self._set(wish, "serving", failures=0)
+
+    async def _make_room(self, room: Room, wish: _Wish, model: ResolvedModel, request: LoadRequest) -> LoadRequest:
+        """The request with its devices, once those that had to leave for it are gone. Raises NoRoom."""
+        while (taken := await room.take(model, request, asked=wish.asked, use=self._use)) is None:
+            await self._until_gone(room)
+        wish.asked = wish.no_room = False
+        wish.tried_at = trio.current_time()
+        for root in taken.evicted:
+            other = self._by_root[root]
+            log.info("%s is unloaded to make room for %s", other.status.reference, wish.status.reference)
+            self._unload(other)
+            self._to_standby(other, f"unloaded to make room for {wish.status.reference}, until it is asked for")
+        if taken.evicted:
+            await self._until_gone(room)
+        return taken.request
+
+    async def _until_gone(self, room: Room) -> None:
+        """Those that lost their seats hold their memory until their processes have ended."""
+        for root in room.leaving:
+            await self._engines.wait_gone(root)
+            room.gone(root)
+
+    def _use(self, root: str) -> Use:
+        wish, engine = self._by_root[root], self._engines.engine(root)
+        reference = wish.status.reference
+        busy = wish.status.state != "serving" or engine is None or engine.running > 0
+        return Use(reference, busy, reference in self._keep_loaded, trio.current_time() - wish.used_at)
+
+    def _unload(self, wish: _Wish) -> None:
+        """It stays desired here, and not by the engines."""
+        if self._desired.pop(_root(wish), None) is not None:
+            self._engines.set_desired(dict(self._desired))
 
     async def _watch(self, wish: _Wish) -> None:
         """While it is served: a worker that dies makes it `loading` again. Raises what `wait_ready` raises."""
         root = _root(wish)
-        while True:
+        while root in self._desired:
             seen = self._engines.changes
             if self._engines.engine(root) is None:
                 self._set(wish, "loading")
@@ -271,6 +312,7 @@ class Residency:
         self._set(wish, "failed", reason=known.message, code=known.code, failures=failures)
         log.warning("%s: %s; next try in %.0f s", wish.status.reference, known.message, wait_seconds)
         wish.hurry = trio.Event()
+        self._leave_room(_root(wish))
         with trio.move_on_after(wait_seconds):
             await wish.hurry.wait()
         if wish.status.model is not None and known.code == "MODEL_NOT_FOUND":
@@ -315,8 +357,16 @@ class Residency:
         root = _root(wish)
         if self._by_root.get(root) is wish:
             del self._by_root[root]
-            if self._desired.pop(root, None) is not None:
-                self._engines.set_desired(dict(self._desired))
+            self._unload(wish)
+            self._leave_room(root)
+
+    def _leave_room(self, root: str) -> None:
+        """Those on standby may fit now."""
+        if self._room is None or not self._room.leave(root):
+            return
+        for other in self._by_root.values():
+            if other.status.state == "standby":
+                other.hurry.set()
 
     def _changed(self) -> None:
         self._changes += 1

@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 from octonode.engines.contract import Engine
 
-ModelState = Literal["resolving", "fetching", "loading", "serving", "failed"]
+ModelState = Literal["resolving", "fetching", "loading", "serving", "standby", "failed"]
+"""`standby`: whole here, and loaded once it is asked for or there is room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class ResolvedModel:
     size_bytes: int = 0
     context_tokens: int = 0
     """The model's own limit, 0 when unknown."""
+    category: str = "llm"
+    """One of `models.manifest.CATEGORIES`."""
+    architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Resident(Protocol):
     def engine(self, root: str) -> Engine | None: ...
 
     def model(self, root: str) -> ModelStatus | None: ...
+
+    def ask(self, root: str) -> None: ...
+
+    def used(self, root: str) -> None: ...
 
     @property
     def changes(self) -> int: ...

@@ -33,6 +33,8 @@ class LocalModel:
     """Empty when it is ready; else what it is at (`fetching`, `loading`): then it comes last, with its progress."""
     failed: str = ""
     """Why it cannot be loaded."""
+    skills: tuple[str, ...] = ()
+    """Empty while it is not loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def _local(ask: Ask, us: PeerId, local: LocalModel) -> Candidate:
     elif ask.privacy not in PRIVACY_BUILT:
         reason = f"privacy level {ask.privacy} is not kept by this version"
     else:
-        reason = local.failed or _over_context(ask, local.context_tokens)
+        reason = local.failed or _unskilled(ask, local.skills) or _over_context(ask, local.context_tokens)
     first = f"the local engine is asked last: {local.waiting_for}" if local.waiting_for else "the local engine is first"
     return Candidate(
         us,
@@ -135,11 +137,17 @@ def _why_not(ask: Ask, announcement: Announcement, serving: Serving | None, now_
         return "it does not serve this model"
     if ask.privacy not in PRIVACY_BUILT:
         return f"privacy level {ask.privacy} is not kept by this version"
-    return _over_context(ask, serving.context_tokens)
+    return _unskilled(ask, serving.skills) or _over_context(ask, serving.context_tokens)
+
+
+def _unskilled(ask: Ask, skills: Sequence[str]) -> str:
+    if not skills or ask.skill in skills:
+        return ""
+    return f"the model has no skill {ask.skill} there; it has {', '.join(skills)}"
 
 
 def _over_context(ask: Ask, context_tokens: int) -> str:
-    if not context_tokens:
+    if not context_tokens or ask.work is not None:
         return ""
     least = prompt_bytes(ask) // BYTES_PER_TOKEN_MOST
     if least < context_tokens:
@@ -148,7 +156,7 @@ def _over_context(ask: Ask, context_tokens: int) -> str:
 
 
 def prompt_bytes(ask: Ask) -> int:
-    return sum(len(message.get("content", "").encode()) for message in ask.messages)
+    return len(ask.prompt.encode()) + sum(len(message.get("content", "").encode()) for message in ask.messages)
 
 
 def _load(serving: Serving) -> float:

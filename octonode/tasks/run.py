@@ -14,11 +14,12 @@ from octonode.identity import Signer
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.exchange import Exchange, report
 from octonode.protocol.messages import ErrorReport, TaskRequest, TaskResponse
-from octonode.tasks.chat import generate_request
 from octonode.tasks.faults import told
 from octonode.tasks.generation import Generation, Order
+from octonode.tasks.orders import engine_request
 from octonode.tasks.receipts import TaskRecord
 from octonode.tasks.resident import Resident
+from octonode.tasks.results import told as told_result
 from octonode.tasks.slots import EngineSlots
 from octonode.tasks.task import Task
 
@@ -160,7 +161,7 @@ class Run:
             self.task,
             self.peer,
             self.request.model,
-            generate_request(self._input, self.request.parameters, cache_scope=scope),
+            engine_request(self.request.skill, self._input, self.request.parameters, cache_scope=scope),
             self.request_header,
             self.request_sha256,
             self.request.privacy,
@@ -184,6 +185,7 @@ class Run:
             pieces_total=made.transcript.count,
             transcript=made.transcript.digest,
             receipt=made.receipt(signer),
+            result=told_result(made.result) if state == "completed" else {},
         )
 
     def _stopped(self, signer: Signer) -> TaskResponse | ErrorReport:

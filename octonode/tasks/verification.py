@@ -8,7 +8,7 @@ from octonode.protocol.messages import TaskResponse
 from octonode.protocol.receipt import check_receipt, verify_receipt
 from octonode.protocol.transcript import Transcript, verify_checkpoint
 from octonode.tasks.asking import Ask
-from octonode.tasks.chat import parameters_of
+from octonode.tasks.orders import parameters_of
 
 
 class Verification:
@@ -49,7 +49,7 @@ class Verification:
             return
         if response.transcript != self._transcript.digest:
             self._fault("transcript: its hash in the response is not that of what was received")
-        if response.tokens_out > self._ask.max_tokens:
+        if self._ask.work is None and response.tokens_out > self._ask.max_tokens:
             self._fault(f"tokens_out is {response.tokens_out}, and {self._ask.max_tokens} were asked for at most")
         parameters = parameters_of(self._ask)
         seed = parameters.pop("seed", None)

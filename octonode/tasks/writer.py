@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
 from octonode.identity import Signer
 from octonode.network.host import Stream, StreamReset
+from octonode.protocol.artifacts import split
 from octonode.protocol.exchange import Exchange
-from octonode.protocol.messages import ErrorReport, Message, StatusUpdate, TaskResponse
+from octonode.protocol.messages import ArtifactChunk, ErrorReport, Message, StatusUpdate, TaskResponse
 from octonode.protocol.states import State
 from octonode.protocol.transcript import checkpoint_due, sign_checkpoint
 from octonode.tasks.run import Run
@@ -132,7 +133,17 @@ class Writer:
             if data:
                 await self._send(data)
             data = self._seal(self._text())
+        for chunk in self._result_chunks(terminal):
+            await self._send(data + self._seal(StatusUpdate(stage=run.stage, artifact=chunk)))
+            data = b""
         await self._send(data + self._seal(self._last(terminal)))
+
+    def _result_chunks(self, terminal: TaskResponse | ErrorReport) -> Iterable[ArtifactChunk]:
+        """Of a result that is too large for the terminal frame."""
+        made = self._run.generation
+        if made is None or not isinstance(terminal, TaskResponse) or "artifact" not in terminal.result:
+            return ()
+        return split(terminal.result["artifact"], made.result, self._exchange.limits)
 
     def _silence_seconds(self) -> float:
         """For how long nothing may be written: progress is told soon, and a heartbeat where there is none."""

@@ -20,10 +20,17 @@ from octonode.engines.contract import (
     Finished,
     GenerateRequest,
     LoadRequest,
+    Logprobs,
+    Made,
     Pieces,
     Prefill,
+    Step,
+    TokenLogprob,
 )
 from octonode.errors import EngineCrashed, OctonodeError
+from octonode.protocol.work.image import ImageRequest, Images
+from octonode.protocol.work.skills import WorkRequest
+from octonode.protocol.work.text import Embeddings, EmbedRequest
 
 WORDS = ("river", "stone", "lantern", "wide", "copper", "evening", "salt", "bridge", "naïve", "世界", "🦉", "home")
 BUFFER_EVENTS = 64
@@ -42,14 +49,25 @@ class Script:
     hang_at: int | None = None
     batch: int = 1
     """Pieces an event."""
+    steps: int = 4
+    """Of a request that is no text; each takes `seconds_per_token`."""
+    result_bytes: int = 1000
+    """Of each picture."""
 
 
 class TwinEngine:
     """See the module."""
 
-    def __init__(self, model_root: str, *, context_tokens: int = 2048, parallel: int = 4) -> None:
+    def __init__(
+        self,
+        model_root: str,
+        *,
+        context_tokens: int = 2048,
+        parallel: int = 4,
+        skills: tuple[str, ...] = ("chat", "embed", "image"),
+    ) -> None:
         self.script = Script()
-        self.requests: list[GenerateRequest] = []
+        self.requests: list[GenerateRequest | WorkRequest] = []
         self.canceled = 0
         """Requests that were left before they had finished."""
         self.most_running = 0
@@ -66,6 +84,7 @@ class TwinEngine:
             context_tokens=context_tokens,
             parallel=parallel,
             quantization="none",
+            skills=skills,
         )
 
     @property
@@ -89,14 +108,27 @@ class TwinEngine:
         if tokens_in >= self._facts.context_tokens:
             limit = self._facts.context_tokens
             raise OctonodeError(f"the prompt has {tokens_in} tokens and the context {limit}", code="CONTEXT_EXCEEDED")
+        done: list[bool] = []
+        async with self._run(request, self._events(request, tokens_in, done), done) as events:
+            yield events
+
+    @asynccontextmanager
+    async def make(self, request: WorkRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        """Vectors of two numbers for texts, pictures of `script.result_bytes` for prompts; no other skill."""
+        done: list[bool] = []
+        async with self._run(request, self._steps(request, done), done) as events:
+            yield events
+
+    @asynccontextmanager
+    async def _run(
+        self, request: GenerateRequest | WorkRequest, events: AsyncIterator[EngineEvent], done: list[bool]
+    ) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         if self._running >= self._facts.parallel:
             raise OctonodeError(f"{self._running} requests run already", code="OVERLOADED")
         self.requests.append(request)
         self._running += 1
         self.most_running = max(self.most_running, self._running)
         self.changed.unpark_all()
-        done: list[bool] = []
-        events = self._events(request, tokens_in, done)
         try:
             yield events
         finally:
@@ -123,9 +155,31 @@ class TwinEngine:
             self.emitted += len(part)
             self.changed.unpark_all()
             yield Pieces(part)
+            if request.logprobs:
+                yield Logprobs(tuple(TokenLogprob(piece, -0.5, ((piece, -0.5),)) for piece in part))
         done.append(True)
         reason = "length" if len(pieces) == request.max_tokens else "stop"
         yield Finished("length" if reason == "length" else "stop", tokens_in, len(pieces))
+
+    async def _steps(self, request: WorkRequest, done: list[bool]) -> AsyncIterator[EngineEvent]:
+        script = self.script
+        for step in range(script.steps):
+            await trio.sleep(script.seconds_per_token)
+            if script.crash_at is not None and step >= script.crash_at:
+                done.append(True)
+                raise EngineCrashed("the worker died of signal 9; it is started again", detail={"signal": 9})
+            yield Step(step + 1, script.steps)
+        if isinstance(request, EmbedRequest):
+            vectors = b"".join(sha256(text.encode()).digest()[:2] * 4 for text in request.texts)
+            yield Made(Embeddings(vectors, 2, tokens_in=len(request.texts)))
+        elif isinstance(request, ImageRequest):
+            seed = sha256(f"{self._root} {request.prompt} {request.seed}".encode()).digest()
+            picture = (seed * (script.result_bytes // 32 + 1))[: script.result_bytes]
+            yield Made(Images((picture,) * request.count, 64, 64, script.steps, request.seed or 0))
+        else:
+            raise OctonodeError("the twin has no such skill", code="UNSUPPORTED")
+        done.append(True)
+        yield Finished("stop", 0, 0)
 
 
 class TwinEngines:
@@ -168,6 +222,9 @@ class TwinEngines:
             )
             self._changed()
         return twin
+
+    async def wait_gone(self, model_root: str) -> None:
+        await trio.lowlevel.checkpoint()
 
     def release(self, model_root: str) -> None:
         self._changed()

@@ -11,24 +11,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octonode.engines.contract import EngineFacts, GenerateRequest, LoadRequest
+from octonode.engines.contract import EngineFacts, GenerateRequest, LoadRequest, TokenLogprob
+from octonode.engines.frame_codec import FrameDecoder, decode, encode
 from octonode.engines.frames import (
     FRAME_BYTES_MAX,
     Beat,
     Cancel,
     EndFrame,
     ErrorFrame,
-    FrameDecoder,
     FrameError,
     Load,
     LoadFailed,
+    LogprobsFrame,
     PiecesFrame,
     PrefillFrame,
     Ready,
+    ResultFrame,
+    StepFrame,
     Submit,
-    decode,
-    encode,
 )
+from octonode.protocol.work.audio import Span, VoiceActivity
+from octonode.protocol.work.image import ImageRequest
+from octonode.protocol.work.text import Embeddings
 
 LOAD = LoadRequest("llama", Path("/models/a b.gguf"), "bafy", 4096, 3, 2, {"a": 1, "b": 0.5, "c": True, "d": "é"})
 REQUEST = GenerateRequest(
@@ -39,12 +43,18 @@ EXAMPLES = [
     Load(LOAD, True, Path("/run/w")),
     Load(LoadRequest("scripted", None, "bafy"), False, Path("w")),
     Submit(1, REQUEST),
+    Submit(1, GenerateRequest((), 7, prompt="once", schema="{}", logprobs=-1)),
+    Submit(1, ImageRequest("a cat", image=b"\x00\xff", seed=-1)),
     Cancel(2),
     Ready(FACTS, ("landlock abi 7", "seccomp")),
     LoadFailed("ENGINE_FAILED", "why"),
     Beat(),
     PrefillFrame(3, 64, 200),
     PiecesFrame(4, ("a", " 世界", "")),
+    LogprobsFrame(4, (TokenLogprob("a", -0.5, (("a", -0.5), ("b", -1.5))), TokenLogprob(" é", 0.0))),
+    StepFrame(6, 3, 20),
+    ResultFrame(6, "embed", Embeddings(b"\x00" * 8, 2, tokens_in=3)),
+    ResultFrame(7, "voice_activity", VoiceActivity((Span(0.5, 1.0),), 2.0)),
     EndFrame(5, "length", 10, 20, 3),
     ErrorFrame(6, "CONTEXT_EXCEEDED", "too long"),
 ]

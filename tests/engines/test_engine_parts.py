@@ -136,10 +136,10 @@ def test_a_script_joins_byte_for_byte_wherever_it_is_cut(content, seed, cut):
 
 
 def test_the_engine_is_chosen_by_format():
-    assert engine_for("gguf") == "llama"
-    assert engine_for("gguf", "scripted") == "scripted"
+    assert engine_for("gguf").name == "llama"
+    assert engine_for("gguf", "scripted").name == "scripted"
     with pytest.raises(OctonodeError, match="gguf") as caught:
-        engine_for("safetensors")
+        engine_for("pickle")
     assert caught.value.code == "UNSUPPORTED"
     with pytest.raises(ConfigError, match=r"engines\.default"):
         engine_for("gguf", "vllm")

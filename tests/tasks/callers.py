@@ -13,7 +13,7 @@ from octonode.ids import AGENT_PROTOCOL
 from octonode.network.host import Stream
 from octonode.protocol.exchange import Exchange
 from octonode.protocol.messages import ErrorReport, Message, StatusUpdate, TaskRequest
-from octonode.tasks.chat import task_request
+from octonode.tasks.orders import task_request
 from octonode.tasks.slots import new_id
 from octonode.testing.engine import TwinEngine
 from tests.tasks.nodes import Node, ask, nodes, now_ms

@@ -117,7 +117,7 @@ class Node:
         self.residency = Residency(
             source=self.source,
             engines=self.engines,
-            load_request=lambda model, path: LoadRequest("scripted", None, model.root, options=self.options),
+            load_request=lambda model, path, folder: LoadRequest("scripted", None, model.root, options=self.options),
         )
         common = {"signer": self.key, "settings": settings, "resident": self.residency, "slots": self.slots}
         kept = {"receipts": self.state, "tasks": self.state, "now_ms": now_ms}

@@ -132,6 +132,10 @@ class ModelFacts:
     format: str = ""
     architecture: str = ""
     quantization: str = ""
+    category: str = ""
+    """`llm`, `embeddings`, `vision`, `audio`, `diffusion` or `other`; empty where only its root is known."""
+    skills: tuple[str, ...] = ()
+    """What it can be asked for, as those who serve it announce: `chat`, `embed`, `classify`, ..."""
     context_tokens: int = 0
     license: str = ""
     created_at_ms: int = 0

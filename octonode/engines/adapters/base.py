@@ -1,19 +1,21 @@
 """What an engine adapter is inside the worker, and the registry of adapters by name.
 
-An adapter is loaded once, then runs up to `parallel` requests at the same time, each in a task of its own. Cancelling a
-request is cancelling its task: the adapter tells the engine on the way out. Heavy libraries are imported inside `load`.
+An `Adapter` writes text: it is loaded once, then runs up to `parallel` requests at the same time, each in a task of its
+own. A `Maker` has the other skills: it is given requests of one kind together, as many as pay off. Cancelling is
+cancelling the task: the adapter tells the engine on the way out. Heavy libraries are imported inside `load`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from octonode.engines.contract import EngineFacts, Finished, GenerateRequest, LoadRequest
+from octonode.engines.contract import EngineFacts, Finished, GenerateRequest, LoadRequest, TokenLogprob
 from octonode.engines.slots import Slot
-from octonode.errors import ConfigError
+from octonode.errors import ConfigError, OctonodeError
+from octonode.protocol.work.skills import WorkRequest, WorkResult
 
 
 class Output(Protocol):
@@ -23,6 +25,10 @@ class Output(Protocol):
 
     def pieces(self, pieces: Sequence[str]) -> None:
         """Text, one piece a token where the engine shows tokens."""
+        ...
+
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> None:
+        """Of tokens whose text was put out before; only where they were asked for."""
         ...
 
     async def room(self) -> None:
@@ -54,17 +60,63 @@ class Adapter(Protocol):
         ...
 
 
+Progress = Callable[[int, int], None]
+"""Told (steps done, steps in all); may be called from any thread."""
+Outcome = WorkResult | OctonodeError
+
+
+class Maker(Protocol):
+    async def load(self, request: LoadRequest, temporary_directory: Path) -> EngineFacts:
+        """As `Adapter.load`. `parallel` and `batch_size` are filled in by the worker, which measures them."""
+        ...
+
+    def sample(self) -> WorkRequest | None:
+        """A small request of the usual kind, by which the batch size is measured at load; None: never batched."""
+        ...
+
+    def key(self, request: WorkRequest) -> Hashable:
+        """Requests with equal keys may be made together. Raises OctonodeError for what this model cannot do."""
+        ...
+
+    async def make(self, requests: Sequence[WorkRequest], progress: Progress) -> Sequence[Outcome]:
+        """One outcome a request, in order: an error of one does not cost the others. Never runs twice at the same time.
+
+        Cancelled once nobody wants any of them. Raises OctonodeError for all of them together.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of what outlives the process, if anything does."""
+        ...
+
+
 _ADAPTERS: dict[str, tuple[str, str]] = {
     "llama": ("octonode.engines.adapters.llama", "LlamaAdapter"),
+    "llama-cpp-python": ("octonode.engines.adapters.llama_cpp_python", "LlamaCppPythonAdapter"),
+    "onnx-llm": ("octonode.engines.adapters.onnx_llm", "OnnxLlmAdapter"),
+    "transformers": ("octonode.engines.adapters.transformers_llm", "TransformersAdapter"),
+    "onnx-embeddings": ("octonode.engines.adapters.onnx_embeddings", "OnnxEmbeddingsMaker"),
+    "sentence-transformers": ("octonode.engines.adapters.sentence_transformers", "SentenceTransformersMaker"),
+    "onnx-vision": ("octonode.engines.adapters.onnx_vision", "OnnxVisionMaker"),
+    "rapidocr": ("octonode.engines.adapters.rapid_ocr", "RapidOcrMaker"),
+    "silero-vad": ("octonode.engines.adapters.silero_vad", "SileroVadMaker"),
+    "piper": ("octonode.engines.adapters.piper", "PiperMaker"),
+    "faster-whisper": ("octonode.engines.adapters.faster_whisper", "FasterWhisperMaker"),
+    "transformers-whisper": ("octonode.engines.adapters.transformers_whisper", "TransformersWhisperMaker"),
+    "diffusers": ("octonode.engines.adapters.diffusers_image", "DiffusersMaker"),
+    "audioldm": ("octonode.engines.adapters.audioldm", "AudioLdmMaker"),
     "scripted": ("octonode.engines.adapters.scripted", "ScriptedAdapter"),
+    "scripted-maker": ("octonode.engines.adapters.scripted_makers", "ScriptedMaker"),
     "probe": ("octonode.engines.adapters.probe", "ProbeAdapter"),
 }
 
 
-def make_adapter(name: str) -> Adapter:
-    """A fresh adapter. Raises ConfigError for a name that is not in the registry."""
+def make_adapter(name: str, category: str = "llm") -> Adapter | Maker:
+    """A fresh adapter for a model of a category. Raises ConfigError for a name that is not in the registry."""
+    if name == "scripted" and category not in ("llm", "other"):
+        name = "scripted-maker"
     if name not in _ADAPTERS:
         raise ConfigError(f"there is no engine {name!r}; known are {', '.join(_ADAPTERS)}")
     module, attribute = _ADAPTERS[name]
-    adapter: Adapter = getattr(importlib.import_module(module), attribute)()
+    adapter: Adapter | Maker = getattr(importlib.import_module(module), attribute)()
     return adapter
