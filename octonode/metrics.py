@@ -8,7 +8,7 @@ import, so it is imported when a `Metrics` is made and not before.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from octonode.errors import TABLE
 
@@ -23,6 +23,28 @@ Outcome = Literal["completed", "failed", "canceled", "rejected"]
 FIRST_TOKEN_BUCKETS_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 120)
 TASK_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 600)
 SPEED_BUCKETS_TOKENS_PER_SECOND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class GpuReading(Protocol):
+    """One GPU or MIG instance: `hardware.facts.GpuLive`."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def utilization_percent(self) -> int | None: ...
+
+    @property
+    def memory_used_bytes(self) -> int | None: ...
+
+    @property
+    def memory_bytes(self) -> int | None: ...
+
+    @property
+    def temperature_celsius(self) -> int | None: ...
+
+    @property
+    def power_watts(self) -> float | None: ...
 
 
 class Metrics:
@@ -82,12 +104,22 @@ class Metrics:
 
         self.engine_crashes = Counter("octonode_engine_crashes", "Worker processes that died", ["engine"], registry=r)
         self.models_loaded = Gauge("octonode_models_loaded", "Models loaded now", registry=r)
-        self.gpu_utilization = Gauge("octonode_gpu_utilization_percent", "As the driver says", ["gpu"], registry=r)
-        self.gpu_memory_used = Gauge("octonode_gpu_memory_used_bytes", "As the driver says", ["gpu"], registry=r)
+        self._add_gpus(r)
         self.loop_lag_seconds = Gauge("octonode_loop_lag_seconds", "Lateness of the event loop, last seen", registry=r)
         self._touch()
 
     registry: CollectorRegistry
+
+    def _add_gpus(self, r: CollectorRegistry) -> None:
+        from prometheus_client import Gauge
+
+        said = "As the driver says; 0.1 is the second MIG instance of GPU 0"
+        self.gpu_utilization = Gauge("octonode_gpu_utilization_percent", said, ["gpu"], registry=r)
+        self.gpu_memory_used = Gauge("octonode_gpu_memory_used_bytes", said, ["gpu"], registry=r)
+        self.gpu_memory = Gauge("octonode_gpu_memory_bytes", said, ["gpu"], registry=r)
+        self.gpu_temperature = Gauge("octonode_gpu_temperature_celsius", said, ["gpu"], registry=r)
+        self.gpu_power = Gauge("octonode_gpu_power_watts", said, ["gpu"], registry=r)
+        self.workers = Gauge("octonode_workers", "Loaded, by engine and isolation", ["engine", "isolation"], registry=r)
 
     def _touch(self) -> None:
         """Series that an alert divides by must be there, at 0, before the first event."""
@@ -133,13 +165,28 @@ class Metrics:
         if code in TABLE:
             self.protocol_errors.labels(code).inc(count)
 
-    def gpus(self, readings: Iterable[tuple[int, int | None, int | None]]) -> None:
-        """(index, utilization in percent, bytes used) of each GPU; None leaves the last value out."""
-        for index, utilization_percent, used_bytes in readings:
-            if utilization_percent is not None:
-                self.gpu_utilization.labels(str(index)).set(utilization_percent)
-            if used_bytes is not None:
-                self.gpu_memory_used.labels(str(index)).set(used_bytes)
+    def gpus(self, readings: Iterable[GpuReading]) -> None:
+        """What is None leaves the last value of its series as it was."""
+        for each in readings:
+            for gauge, value in (
+                (self.gpu_utilization, each.utilization_percent),
+                (self.gpu_memory_used, each.memory_used_bytes),
+                (self.gpu_memory, each.memory_bytes),
+                (self.gpu_temperature, each.temperature_celsius),
+                (self.gpu_power, each.power_watts),
+            ):
+                if value is not None:
+                    gauge.labels(each.label).set(value)
+
+    def isolation(self, workers: Iterable[tuple[str, str]]) -> None:
+        """(engine, `full`, `partial: why` or `off: why`) of each loaded worker; those not named any more are gone."""
+        counts: dict[tuple[str, str], int] = {}
+        for engine, level in workers:
+            key = (engine, level.partition(":")[0])
+            counts[key] = counts.get(key, 0) + 1
+        self.workers.clear()
+        for (engine, level), count in counts.items():
+            self.workers.labels(engine, level).set(count)
 
     def exposition(self) -> bytes:
         """The text a Prometheus server scrapes."""

@@ -56,6 +56,17 @@ MIGRATIONS: tuple[str, ...] = (
         root TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, since_ms INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, owner TEXT NOT NULL, model TEXT NOT NULL, model_root TEXT NOT NULL, skill TEXT NOT NULL,
+        priority INTEGER NOT NULL, peer TEXT NOT NULL, privacy TEXT NOT NULL, webhook TEXT NOT NULL,
+        ttl_seconds REAL NOT NULL, created_at_ms INTEGER NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL,
+        failures INTEGER NOT NULL, started_at_ms INTEGER NOT NULL, ended_at_ms INTEGER NOT NULL,
+        expires_at_ms INTEGER NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL, hook_state TEXT NOT NULL,
+        hook_tries INTEGER NOT NULL, hook_at_ms INTEGER NOT NULL, input_bytes INTEGER NOT NULL,
+        result_bytes INTEGER NOT NULL, input BLOB, result BLOB
+    );
+    """,
 )
 """Numbered from 1 in `user_version`; each runs once, in order, in a transaction. A released one is never edited."""
 
@@ -208,10 +219,14 @@ class State:
         """Rows of a table that another room keeps here (`node.pin_table`). Raises OctonodeError."""
         return await self._rows(query, values)
 
-    async def change(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
-        """All of `statements` or none, committed when this returns. Raises OctonodeError (DISK_FULL)."""
+    async def change(self, *statements: tuple[str, tuple[Any, ...]], durable: bool = False) -> None:
+        """All of `statements` or none, committed when this returns; `durable`: whatever becomes of the power, too.
+
+        Raises OctonodeError (DISK_FULL).
+        """
 
         def write(database: sqlite3.Connection) -> None:
+            database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with database:
                 for statement, values in statements:
                     database.execute(statement, values)

@@ -24,6 +24,7 @@ import vectors_names
 import vectors_needs
 import vectors_pins
 import vectors_skills
+import vectors_webhooks
 
 FOLDER = Path(__file__).resolve().parent.parent / "protocols" / "vectors"
 
@@ -42,6 +43,7 @@ BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "name-record": vectors_names.names,
     "needs": vectors_needs.needs,
     "pin": vectors_pins.pin,
+    "webhook": vectors_webhooks.webhook,
     "skills": vectors_skills.skills,
 }
 

@@ -94,6 +94,7 @@ def messages() -> Iterator[tuple[str, Message, dict[str, Any]]]:
     )
     yield "canceled", TaskResponse(state="canceled", finish_reason="cancel"), {"correlation": bytes(15) + b"\x01"}
     yield "error", ErrorReport("OVERLOADED", "come back later", 1500, {"queued": 64}), {}
+    yield "request, in a mode", TaskRequest(model=MODEL, input=chat, mode="async"), {}
     yield "offer", Negotiate("offer", {"price_in": 5, "price_out": 10}, NOW_MS + 5000, b""), {}
 
 
@@ -186,6 +187,7 @@ def invalid_payloads() -> Iterator[tuple[str, bytes]]:
     yield "depth 17", crafted(b"\x81\xa5input" + b"\x81\xa1a" * 15 + b"\x91\xc0")
     yield "depth 100000", crafted(b"\x91" * 100_000)
     yield "body that is an array", crafted(b"\x90")
+    yield "mode unknown", crafted(msgpack.packb({"mode": "yesterday"}))
     yield "privacy level unknown", crafted(msgpack.packb({"privacy": "secret"}))
     yield "number that is not finite", crafted(msgpack.packb({"params": {"temperature": float("nan")}}))
     yield "artifact name that is no hash", crafted(msgpack.packb({"artifact": "photo"}))

@@ -86,6 +86,7 @@ def announcements() -> dict[str, Announcement]:
         quantization="Q4_1",
         price_in_micro_octo=5,
         price_out_micro_octo=10,
+        modes={"realtime": (8, 15), "batch": (5, 10), "async": (3, 5)},
     )
     full = replace(
         least,
@@ -124,6 +125,8 @@ def announcement() -> dict[str, Any]:
     version_2 = {**cbrrr.decode_dag_cbor(cbrrr.decode_dag_cbor(data)["announcement"]), "version": 2}
     tampered["version 2"] = seal_document("announcement", ANNOUNCEMENT_DOMAIN, PROVIDER, version_2)
     large = {**version_2, "version": 1, "region": "x" * 4096}
+    one_price = {**version_2, "version": 1, "serving": [{"root": MODEL, "modes": {"async": [1]}}]}
+    tampered["a mode with one price"] = seal_document("announcement", ANNOUNCEMENT_DOMAIN, PROVIDER, one_price)
     tampered["over 4 KiB"] = seal_document("announcement", ANNOUNCEMENT_DOMAIN, PROVIDER, large)
     return {
         "page": "protocols/announcement.md",

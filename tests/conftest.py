@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,19 @@ def smollm2() -> Path:
     if not path.is_file():
         pytest.fail(f"no model at {path}: run `make model`, or set OCTONODE_TEST_MODEL to a copy", pytrace=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def built_model() -> Callable[[str], Path]:
+    """The folder of a model of `scripts.get_models` by its name. A missing one fails the test, for it is part of it."""
+
+    def find(name: str) -> Path:
+        folder = MODEL.parent / name
+        if not folder.is_dir():
+            pytest.fail(f"no model at {folder}: run python -m scripts.get_models {name}", pytrace=False)
+        return folder
+
+    return find
 
 
 @pytest.fixture(autouse=True)

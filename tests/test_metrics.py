@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from octonode.errors import TABLE
+from octonode.hardware.facts import GpuLive
 from octonode.metrics import Metrics
 
 
@@ -53,10 +54,25 @@ def test_peers_cannot_make_series() -> None:
 
 def test_gpu_readings_that_a_driver_does_not_give_are_left_out() -> None:
     metrics = Metrics()
-    metrics.gpus([(0, 97, None), (1, None, 5)])
+    metrics.gpus([GpuLive("nvidia", 0, utilization_percent=97), GpuLive("nvidia", 1, 2, memory_used_bytes=5)])
     assert value(metrics, "octonode_gpu_utilization_percent", gpu="0") == 97
     assert value(metrics, "octonode_gpu_memory_used_bytes", gpu="0") is None
-    assert value(metrics, "octonode_gpu_memory_used_bytes", gpu="1") == 5
+    assert value(metrics, "octonode_gpu_memory_used_bytes", gpu="1.2") == 5
+    metrics.gpus([GpuLive("nvidia", 0, memory_bytes=7, temperature_celsius=63, power_watts=250.25)])
+    assert value(metrics, "octonode_gpu_utilization_percent", gpu="0") == 97, "the last that was told"
+    assert value(metrics, "octonode_gpu_memory_bytes", gpu="0") == 7
+    assert value(metrics, "octonode_gpu_temperature_celsius", gpu="0") == 63
+    assert value(metrics, "octonode_gpu_power_watts", gpu="0") == 250.25
+
+
+def test_workers_are_counted_by_how_far_they_are_held() -> None:
+    metrics = Metrics()
+    metrics.isolation([("llama", "full"), ("llama", "full"), ("vllm", "off: a server of its own")])
+    assert value(metrics, "octonode_workers", engine="llama", isolation="full") == 2
+    assert value(metrics, "octonode_workers", engine="vllm", isolation="off") == 1
+    metrics.isolation([("llama", "partial: seccomp: off (EINVAL)")])
+    assert value(metrics, "octonode_workers", engine="llama", isolation="partial") == 1
+    assert value(metrics, "octonode_workers", engine="vllm", isolation="off") is None, "it ended"
 
 
 def test_two_nodes_of_one_process_do_not_meet() -> None:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octonode.api import cache, fetches, fitting, health, native, openai, pins, uploads, versions
+from octonode.api import cache, engines, fetches, fitting, health, inference, native, openai, pins, uploads, versions
 from octonode.api.auth import Rules
 from octonode.api.body import BodyLimits, ClientGone
 from octonode.api.faults import name_fault
@@ -34,8 +34,11 @@ def make_app(ports: Ports, *, config: ApiConfig, token: str, metrics: CollectorR
         *cache.routes(ports, limits),
         *versions.routes(ports, limits),
         *fitting.routes(ports, limits),
+        *engines.routes(ports),
         *uploads.routes(ports, limits),
         *pins.routes(ports, limits),
+        *quantizing.routes(ports, limits),
+        *inference.routes(ports, limits),
         *native.routes(ports, limits),
     ]
     return Faces(Router(routes, redirect_slashes=False), Rules(config, token))

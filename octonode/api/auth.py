@@ -12,6 +12,7 @@ import ipaddress
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ RULES: tuple[tuple[str, str, Need], ...] = (
     ("GET", "/api/v1/node", "inference"),
     ("GET", "/api/v1/models", "inference"),
     ("POST", "/api/v1/explain", "inference"),
+    ("*", "/api/v1/inference", "inference"),
+    ("*", "/api/v1/inference/*", "inference"),
     ("GET", "/*", "read"),
 )
 
@@ -55,6 +58,8 @@ class Access:
     """What one request may do."""
 
     admin: bool
+    key: str = ""
+    """A name of the key that was shown, from which the key cannot be told; empty: none was."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """CORS headers for its answer."""
 
@@ -91,12 +96,12 @@ class Rules:
         name = self._check_host(headers.get("host", ""))
         cors = self._check_origin(method, headers)
         need = need_of(method, path)
-        scope = self._scope(headers)
+        scope, key = self._scope(headers)
         ours = self._loopback and _is_loopback_name(client) and _is_loopback_name(name)
         free = need == "open" or (need in FREE_ON_LOOPBACK and ours and not any(each in headers for each in _FORWARDED))
         if not free and scope not in SCOPES[need]:
             raise self._refusal(need, scope, ours=ours)
-        return Access(admin=scope == "admin", headers=cors)
+        return Access(admin=scope == "admin", key=key, headers=cors)
 
     def preflight(self, headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...] | None:
         """The headers that answer a CORS preflight; None when the request is not one. Raises FORBIDDEN."""
@@ -135,15 +140,16 @@ class Rules:
             return ()
         raise Refused(f"origin {origin[:64]!r} is not in api.cors_origins", code="FORBIDDEN")
 
-    def _scope(self, headers: Mapping[str, str]) -> str | None:
+    def _scope(self, headers: Mapping[str, str]) -> tuple[str | None, str]:
+        """What the key in the headers may do, and its name; (None, "") for none, and for one that is not known."""
         kind, _, given = headers.get("authorization", "").partition(" ")
+        found, name = None, ""
         if kind.lower() != "bearer":
-            return None
-        found = None
+            return found, name
         for key, scope in self._keys.items():  # every key is compared, so that time tells nothing
             if hmac.compare_digest(key.encode(), given.strip().encode("utf-8", "replace")):
-                found = scope
-        return found
+                found, name = scope, _name_of(key)
+        return found, name
 
     def _refusal(self, need: Need, scope: str | None, *, ours: bool) -> OctonodeError:
         if scope is not None:
@@ -162,6 +168,10 @@ def need_of(method: str, path: str) -> Need:
         if fits and rule_method in ("*", method):
             return need
     return "admin"
+
+
+def _name_of(key: str) -> str:
+    return sha256(b"octonode/key/1\0" + key.encode()).hexdigest()[:16]
 
 
 def _keys(config: ApiConfig) -> dict[str, str]:

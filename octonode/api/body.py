@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +47,36 @@ async def read_json(scope: Scope, receive: Receive, limits: BodyLimits) -> Any:
     return value
 
 
+def privacy_header(scope: Scope) -> str | None:
+    """What the header X-Octonode-Privacy asks for."""
+    given = dict(scope["headers"]).get(b"x-octonode-privacy")
+    return None if given is None else str(given, "latin-1")
+
+
 async def _read(scope: Scope, receive: Receive, limits: BodyLimits) -> bytes:
+    parts: list[bytes] = []
+    await read_pieces(scope, receive, limits, parts.append)
+    return b"".join(parts)
+
+
+async def read_pieces(scope: Scope, receive: Receive, limits: BodyLimits, take: Callable[[bytes], None]) -> None:
+    """Hands the body to `take` as it comes. Raises TOO_LARGE, EXPIRED, ClientGone, and what `take` does."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if int(length) > limits.bytes_max:  # h11 has checked that it is a number
         raise _too_large(limits)
-    parts: list[bytes] = []
     size = 0
     with trio.move_on_after(limits.timeout_seconds):
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            piece = message.get("body", b"")
+            size += len(piece)
             if size > limits.bytes_max:
                 raise _too_large(limits)
+            take(piece)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return
     raise OctonodeError(f"the body did not arrive within {limits.timeout_seconds:g} s", code="EXPIRED")
 
 

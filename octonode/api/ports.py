@@ -30,9 +30,11 @@ from octonode.api.schema import (
     VerifyModel,
 )
 from octonode.api.schema.cache import Collected, CollectGarbage
+from octonode.api.schema.engines import EngineList, LoadedModel
 from octonode.api.schema.fetches import ChangeFetch, FetchFacts
 from octonode.api.schema.fitting import FitMatrix, InspectionFacts
 from octonode.api.schema.pins import PinList, PinModel, UnpinModel
+from octonode.api.schema.quantizing import QuantizeChoices, QuantizeModel, QuantizeOutcome
 from octonode.api.schema.uploads import (
     CreateUpload,
     ExportToKubo,
@@ -43,6 +45,7 @@ from octonode.api.schema.uploads import (
 from octonode.api.schema.versions import DeprecateModel, ImportedTrust, ImportTrust, NameFacts, OutdatedModel
 from octonode.ids import TaskId
 from octonode.tasks.asking import Ask, AskEvent, Candidate
+from octonode.tasks.job import Job, JobRequest, JobResult
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 
 Report = Callable[[ModelProgress], None]
@@ -140,6 +143,16 @@ class Versions(Protocol):
 
     async def import_trust(self, asked: ImportTrust) -> ImportedTrust:
         """Raises BAD_REQUEST, and nothing of the list is taken."""
+        ...
+
+
+class Engines(Protocol):
+    """The engines of this machine, and what models do in them."""
+
+    async def list(self) -> EngineList: ...
+
+    async def measure(self, reference: str) -> LoadedModel:
+        """Measures a loaded model anew. Raises MODEL_NOT_FOUND for one that is not loaded, OVERLOADED."""
         ...
 
 
@@ -246,10 +259,54 @@ class Uploads(Protocol):
         ...
 
 
+class Jobs(Protocol):
+    """Work of mode `async` that is kept here: `tasks.jobs.Jobs`. Raises NOT_RUNNING while the node starts."""
+
+    def check_webhook(self, url: str) -> None:
+        """Raises BAD_REQUEST or FORBIDDEN for what may not be posted to; nothing for the empty text."""
+        ...
+
+    async def submit(self, request: JobRequest) -> Job:
+        """On disk when it returns. Raises OVERLOADED, DISK_FULL."""
+        ...
+
+    def get(self, job: str) -> Job:
+        """Raises NOT_FOUND."""
+        ...
+
+    def all(self) -> Sequence[Job]:
+        """The latest first."""
+        ...
+
+    def place(self, job: str) -> int:
+        """In the queue, from 1; 0 for one that does not wait."""
+        ...
+
+    async def result(self, job: str) -> JobResult | None:
+        """None until it is completed."""
+        ...
+
+    async def wait(self, job: str, seconds: float) -> Job:
+        """As soon as it has ended, else as it is after so long. Raises NOT_FOUND."""
+        ...
+
+    async def cancel(self, job: str) -> Job:
+        """Ends one that has not ended; forgets one that has. Raises NOT_FOUND."""
+        ...
+
+
 class Bridges(Protocol):
     """Handing models to programs beside us."""
 
     async def export_to_kubo(self, asked: ExportToKubo, report: Report) -> ModelOutcome: ...
+
+
+class Quantizing(Protocol):
+    """Making smaller models of those held here."""
+
+    async def choices(self, reference: str) -> QuantizeChoices: ...
+
+    async def quantize(self, asked: QuantizeModel, report: Report) -> QuantizeOutcome: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +316,7 @@ class Ports:
     fetches: Fetches
     cache: Cache
     fitting: Fitting
+    engines: Engines
     node: Node
     peers: Peers
     records: Records
@@ -266,3 +324,5 @@ class Ports:
     pins: Pins
     uploads: Uploads
     bridges: Bridges
+    quantizing: Quantizing
+    jobs: Jobs

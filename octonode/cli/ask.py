@@ -1,4 +1,4 @@
-"""`octonode run` and `octonode task send`: a question from the shell, answered by whoever is best."""
+"""A question from the shell: a node to ask, the model brought to it, the answer; and `octonode task send`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from octonode.cli.output import JsonFlag, emit, shown, table
 from octonode.errors import NotFound, OctonodeError, from_wire
 
 if TYPE_CHECKING:
-    from octonode.api.schema import Answer, ModelOutcome
+    from octonode.api.schema import Answer, AnswerFacts, ModelOutcome
     from octonode.client import Client
 
 task_app = typer.Typer(help="Signed tasks, one by one.", no_args_is_help=True, rich_markup_mode=None)
@@ -32,53 +32,7 @@ Temperature = Annotated[float | None, typer.Option(help="0: always the likeliest
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable at the same provider.")]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("run")(run)
-
-
-def run(
-    model: Annotated[
-        str, typer.Argument(help="publisher/name, cid:..., a name of a trusted publisher, or a model file.")
-    ],
-    prompt: Annotated[str, typer.Argument(help="What to ask; from standard input when left out.")] = "",
-    peer: Peer = "",
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show who might answer and why or why not; ask nobody.")
-    ] = False,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    seed: Seed = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Trust the publisher without asking.")] = False,
-    allow_unsigned: Annotated[
-        bool, typer.Option("--allow-unsigned", help="Load a bare root CID here that no publisher signed for.")
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Ask a model and stream the answer. Served by a peer if one serves it, else fetched and loaded here.
-
-    Without a running daemon a node is started for this one question.
-    """
-    question = "" if explain else _question(prompt)
-    check_file(model)
-    with a_node() as (client, temporary):
-        served = model if peer else _served(client, model)
-        reference = served or _load(client, model, trust=trust, allow_unsigned=allow_unsigned, quiet=as_json)
-        if explain:
-            _explain(client, reference, peer, as_json=as_json)
-            return
-        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer}
-        try:
-            answer = ask(client, reference, question, options, echo=not as_json)
-        finally:
-            if temporary and not served:
-                _unload(client, reference)
-        if as_json:
-            emit(answer_json(answer), as_json=True, text="")
-        else:
-            _show_facts(answer)
-
-
-def _question(prompt: str) -> str:
+def question_of(prompt: str) -> str:
     """What was given, or all of standard input. Raises BAD_REQUEST for nothing."""
     if not prompt and sys.stdin.isatty():
         print("type the question, then Ctrl-D:", file=sys.stderr)
@@ -120,17 +74,17 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _show_facts(answer: Answer) -> None:
-    facts = answer.facts
+def show_facts(facts: AnswerFacts | None, note: str) -> None:
+    """Who answered, for a person at a terminal; `note` says what was done."""
     if facts is None or not sys.stderr.isatty():
         return
     who = "this node" if facts.local else facts.provider
     proof = "receipt verified" if facts.verified else f"receipt NOT verified: {facts.reason}"
     unsigned = "" if facts.manifest else ", model UNSIGNED"
-    print(f"-- {who}, {answer.tokens_out} tokens in {facts.seconds:.1f} s, {proof}{unsigned}", file=sys.stderr)
+    print(f"-- {who}, {note} in {facts.seconds:.1f} s, {proof}{unsigned}", file=sys.stderr)
 
 
-def _explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
+def explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
     from octonode.api.schema import to_json
 
     found = client.explain(model, peer=peer)
@@ -140,16 +94,22 @@ def _explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
     emit({"candidates": to_json(found)}, as_json=as_json, text=table(("RANK", "PEER", "WHY"), rows))
 
 
-def _served(client: Client, model: str) -> str:
+def served_by(client: Client, model: str) -> str:
     """`model` when somebody serves it; empty for a file, and for a model that has to be loaded here first."""
-    return model if not Path(model).is_file() and client.model(model).servers else ""
+    return model if not is_path(model) and client.model(model).servers else ""
 
 
-def _load(client: Client, model: str, *, trust: bool, allow_unsigned: bool, quiet: bool) -> str:
+def is_path(model: str) -> bool:
+    """A file, or a folder that is written as a path: a bare name may be a model's as well."""
+    path = Path(model)
+    return path.is_file() or (model.startswith(("/", "./", "../")) and path.is_dir())
+
+
+def load(client: Client, model: str, *, trust: bool, allow_unsigned: bool, quiet: bool) -> str:
     """Serve a file, or a model that nobody serves, from this node; the reference to ask for."""
     from octonode.api.schema import ServeModel
 
-    if Path(model).is_file():
+    if is_path(model):
         model = f"file:{Path(model).absolute()}"
     elif not quiet:
         print(f"nobody known here serves {model}; loading it on this node", file=sys.stderr)
@@ -162,7 +122,7 @@ def _load(client: Client, model: str, *, trust: bool, allow_unsigned: bool, quie
     return trusting(act, trust=trust, quiet=quiet).model.reference
 
 
-def _unload(client: Client, reference: str) -> None:
+def unload(client: Client, reference: str) -> None:
     """A node for one question must not load its model again, and announce it, at each later start."""
     from octonode.api.schema import ServeModel
 
@@ -186,7 +146,7 @@ def send(
 
     Beside the answer, its task id, and with --out the bytes that were signed.
     """
-    question = _question(prompt)
+    question = question_of(prompt)
     with a_node() as (client, _):
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "peer": peer, "request": True}
         answer = ask(client, model, question, options, echo=False)

@@ -11,6 +11,7 @@ from octonode.cli import (
     ask,
     configuration,
     demo,
+    engines,
     models,
     models_cache,
     models_fetches,
@@ -21,8 +22,10 @@ from octonode.cli import (
     models_versions,
     network,
     node,
+    task_jobs,
     testnet,
 )
+from octonode.cli import run as run_verb
 from octonode.errors import OctonodeError
 
 app = typer.Typer(
@@ -32,15 +35,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for group in (node, network, ask, testnet, demo):
+for group in (node, network, run_verb, testnet, demo, engines):
     group.register(app)
 models_fetches.register()
 models_cache.register()
 models_fit.register()
 models_pins.register()
+models_quantize.register()
 models_trust.register()
 models_versions.register()
 models_upload.register()
+task_jobs.register()
 app.add_typer(models.app, name="models")
 app.add_typer(ask.task_app, name="task")
 app.add_typer(configuration.app, name="config")

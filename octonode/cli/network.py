@@ -82,7 +82,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     for each in findings:
         lines.append(f"{marks[each.status]}  {each.check}: {each.summary}")
         if each.fix:
-            lines.append(f"         fix: {each.fix}")
+            lines.append(f"         {'type' if each.status == 'ok' else 'fix'}: {each.fix}")
     emit({"findings": to_json(findings)}, as_json=as_json, text="\n".join(lines))
     if any(each.status == "failed" for each in findings):
         raise typer.Exit(int(ExitCode.FAILED))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octonode import config as settings
-from octonode.cli.output import JsonFlag, emit, size
+from octonode.cli.output import JsonFlag, emit, shown, size
 from octonode.errors import OctonodeError
 
 if TYPE_CHECKING:
-    from octonode.api.schema.facts import StorageFacts
+    from octonode.api.schema.facts import GpuFacts, StorageFacts, WorkerFacts
 
 STOP_TIMEOUT_SECONDS = 30.0
 
@@ -165,12 +165,35 @@ def status(as_json: JsonFlag = False) -> None:
         f"muxer {facts.muxer}",
         f"engines {', '.join(facts.engines) or ('none: it keeps models' if facts.role == 'storage' else 'none')}",
         *([f"storage {_room(facts.storage)}"] if facts.storage else []),
+        *(_gpu(each) for each in facts.gpus),
+        *(_worker(each) for each in facts.workers),
         f"serving {', '.join(_marked(each, facts.unsigned) for each in facts.serving) or 'nothing'}",
         f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, "
         f"{facts.tasks.completed} completed, {facts.tasks.failed} failed",
         *(f"degraded: {each.part}: {each.reason}" for each in facts.degraded),
     ]
     emit(to_json(facts), as_json=as_json, text="\n".join(lines))
+
+
+def _gpu(gpu: GpuFacts) -> str:
+    """`GPU 0 NVIDIA L40S  87 %  5.0 GB of 48.3 GB  63 °C  250 W`, without what the driver does not say."""
+    used = size(gpu.memory_used_bytes) if gpu.memory_used_bytes is not None else "?"
+    parts = [
+        f"GPU {gpu.gpu} {shown(gpu.name or gpu.vendor)}",
+        f"{gpu.utilization_percent} %" if gpu.utilization_percent is not None else "",
+        f"{used} of {size(gpu.memory_bytes)}" if gpu.memory_bytes is not None else "",
+        f"{gpu.temperature_celsius} °C" if gpu.temperature_celsius is not None else "",
+        f"{gpu.power_watts:.0f} W" if gpu.power_watts is not None else "",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def _worker(worker: WorkerFacts) -> str:
+    """`worker 4711 llama on cuda:0  ready  512.0 MB, GPU 5.0 GB  isolation full`."""
+    where = f" on {', '.join(worker.devices)}" if worker.devices else ""
+    memory = size(worker.memory_bytes) + (f", GPU {size(worker.gpu_memory_bytes)}" if worker.gpu_memory_bytes else "")
+    line = f"worker {worker.pid or '-'} {worker.engine}{where}  {worker.state}  {memory}"
+    return f"{line}  isolation {worker.isolation}" if worker.isolation else line
 
 
 def _marked(reference: str, unsigned: Collection[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import psutil
 import trio
 
-from octonode.engines.calls import Call, LoadedEngine, again
+from octonode.engines.calls import Call, LoadedEngine
 from octonode.engines.channel import FrameChannel
-from octonode.engines.contract import EngineFacts, Finished, LoadRequest, Prefill, Step
+from octonode.engines.contract import Finished, LoadRequest, Prefill, Step
 from octonode.engines.frames import (
     Beat,
     Cancel,
@@ -31,17 +30,15 @@ from octonode.engines.frames import (
     StepFrame,
     Submit,
 )
-from octonode.engines.plan import Phase, SeenWorker
+from octonode.engines.life import EngineLife
+from octonode.engines.plan import Phase
 from octonode.engines.process import WorkerProcess, exit_text
-from octonode.errors import TABLE, EngineCrashed, OctonodeError, from_wire
+from octonode.errors import EngineCrashed, OctonodeError, from_wire
 
 log = logging.getLogger(__name__)
 
-CALLS_BESIDE_SLOTS_MAX = 64
-"""Requests a worker takes beyond its slots; more are refused with OVERLOADED. Tasks admit fewer in the first place."""
 
-
-class WorkerLink:
+class WorkerLink(EngineLife):
     """One life of a worker, from its start to the end of its process. `run` returns what it died of."""
 
     def __init__(
@@ -53,46 +50,14 @@ class WorkerLink:
         sandbox: bool,
         on_change: Callable[[], None],
     ) -> None:
-        self.root = root
-        self.request = request
+        super().__init__(root, request, on_change)
         self.process = process
-        self.phase = Phase.STARTING
-        self.phase_since = self.heard_at = self.progressed_at = trio.current_time()
-        self.engine: LoadedEngine | None = None
-        self.facts: EngineFacts | None = None
-        self.sandbox: tuple[str, ...] = ()
-        self.kill_reason = ""
-        self.load_error: OctonodeError | None = None
-        self.resident_bytes = 0
-        self.gpu_bytes = 0
-        """As the last reading of the drivers says; see `Supervisor.note_gpu_memory`."""
-        self.unloaded = False
-        """Its end was wished for, and is no crash."""
-        self._on_change = on_change
         self._use_sandbox = sandbox
         self._channel = FrameChannel(process.socket)
-        self._calls: dict[int, Call] = {}
-        self._leaving: set[int] = set()
-        """Ids of requests that were cancelled and whose end the worker has not told yet."""
-        self._ids = itertools.count(1)
-        self._ended: OctonodeError | None = None
 
     @property
-    def running(self) -> int:
-        return len(self._calls) + len(self._leaving)
-
-    def seen(self) -> SeenWorker:
-        """What `plan` judges by."""
-        return SeenWorker(
-            request=self.request,
-            phase=self.phase,
-            phase_since=self.phase_since,
-            heard_at=self.heard_at,
-            progressed_at=self.progressed_at,
-            running=self.running,
-            resident_bytes=self.resident_bytes,
-            gpu_bytes=self.gpu_bytes,
-        )
+    def pid(self) -> int:
+        return self.process.pid
 
     def measure(self) -> None:
         """Takes the resident memory anew; a process that is gone keeps its last figure."""
@@ -105,15 +70,6 @@ class WorkerLink:
             family = [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children(True))]
             self.gpu_bytes = sum(by_process.get(pid, 0) for pid in family)
 
-    def forgive(self, late_seconds: float) -> None:
-        """Time in which the daemon itself did not run is not held against the worker."""
-        self.phase_since += late_seconds
-        self.heard_at += late_seconds
-        self.progressed_at += late_seconds
-
-    def drain(self) -> None:
-        self._enter(Phase.DRAINING)
-
     def stop(self) -> None:
         """Closes the line: the worker ends by itself, or is killed after a short grace."""
         self.unloaded = True
@@ -124,12 +80,6 @@ class WorkerLink:
         self.kill_reason = self.kill_reason or reason
         self._enter(Phase.STOPPING)
         self.process.kill()
-
-    def _enter(self, phase: Phase) -> None:
-        if phase is not self.phase:
-            self.phase = phase
-            self.phase_since = trio.current_time()
-            self._on_change()
 
     async def run(self) -> OctonodeError:
         """Serves until the process is gone and every open request was told why; the reason of the end."""
@@ -218,31 +168,15 @@ class WorkerLink:
         self._enter(Phase.READY)
         log.info("model %s is loaded in process %d (%s)", self.root, self.process.pid, ", ".join(self.sandbox))
 
-    def _finish_call(self, id_: int, end: Finished | OctonodeError) -> None:
-        self.progressed_at = self.heard_at
-        self._leaving.discard(id_)
-        call = self._calls.pop(id_, None)
-        if call is not None:
-            call.put_end(end)
-        if self.phase is Phase.DRAINING and not self.running:
-            self._on_change()
-
     def open_call(self, call: Call) -> None:
-        if self._ended is not None:
-            raise again(self._ended)
-        if self.phase is not Phase.READY or self.facts is None:
-            raise OctonodeError("the model is being unloaded", code="MODEL_UNAVAILABLE", retry_after_seconds=1.0)
-        if self.running >= self.facts.parallel + CALLS_BESIDE_SLOTS_MAX:
-            raise OctonodeError("the engine has too many requests", code="OVERLOADED", retry_after_seconds=1.0)
+        self._check_open()
         call.id = next(self._ids)
         try:
             self._channel.send(Submit(call.id, call.request))
         except FrameError as error:
             code = error.code if error.code == "TOO_LARGE" else "BAD_REQUEST"
             raise OctonodeError(f"the request cannot be passed on: {error.message}", code=code) from None
-        if not self.running:
-            self.progressed_at = trio.current_time()
-        self._calls[call.id] = call
+        self._keep_call(call)
 
     def close_call(self, call: Call) -> None:
         if self._calls.pop(call.id, None) is not None:
@@ -261,19 +195,6 @@ class WorkerLink:
             self._ended = EngineCrashed(f"the worker of {self.root} {why}", detail=detail)
         self._fail_calls(self._ended)
         return self._ended
-
-    def _fail_calls(self, error: OctonodeError) -> None:
-        self._ended = self._ended or error
-        self._enter(Phase.STOPPING)
-        for call in self._calls.values():
-            call.put_end(error)
-        self._calls.clear()
-        self._leaving.clear()
-
-
-def lasting(error: OctonodeError) -> bool:
-    """True when loading again cannot help: the engine is missing, the format is refused."""
-    return not isinstance(error, EngineCrashed) and not TABLE[error.code].retryable
 
 
 _TAKERS: dict[type, Callable[[WorkerLink, Any], None]] = {

@@ -40,6 +40,8 @@ class Policy:
     drain_timeout_seconds: float = 30.0
     memory_bytes_max: int = 0
     """Resident memory of one worker; 0: no limit."""
+    gpu_memory_bytes_max: int = 0
+    """GPU memory of one worker, over all GPUs, where the driver tells it; 0: no limit."""
     back_off_first_seconds: float = 0.5
     back_off_max_seconds: float = 60.0
     crashes_before_quarantine: int = 5
@@ -60,6 +62,7 @@ class SeenWorker:
     """The last step of any request (prefill counts), or when the first of the running ones came."""
     running: int = 0
     resident_bytes: int = 0
+    gpu_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,10 @@ def _kill_oversized(view: _View) -> Action | None:
     if worker is not None and limit and worker.phase is not Phase.STOPPING and worker.resident_bytes > limit:
         held = f"{worker.resident_bytes >> 20} MiB resident, over the limit of {limit >> 20} MiB"
         return Kill(view.root, f"it held {held} (engines.memory_bytes_max)")
+    limit = view.policy.gpu_memory_bytes_max
+    if worker is not None and limit and worker.phase is not Phase.STOPPING and worker.gpu_bytes > limit:
+        held = f"{worker.gpu_bytes >> 20} MiB of GPU memory, over the limit of {limit >> 20} MiB"
+        return Kill(view.root, f"it held {held} (engines.gpu_memory_bytes_max)")
     return None
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import trio
 
+from octonode.hardware.devices import environment as device_environment
+
 log = logging.getLogger(__name__)
 
 TAIL_LINES_MAX = 40
@@ -42,10 +44,14 @@ _PASSED_ON = frozenset(
 """Variables of the daemon that a worker gets: language, libraries, and which GPUs it may see. No others."""
 
 
-def worker_environment(environ: Mapping[str, str], directory: Path, threads: int) -> dict[str, str]:
-    """The environment of a worker: the few passed on, and what keeps libraries inside its directory and offline."""
+def worker_environment(
+    environ: Mapping[str, str], directory: Path, threads: int, devices: Sequence[str] = ()
+) -> dict[str, str]:
+    """The environment of a worker: the few passed on, the GPUs it may see (`LoadRequest.devices`), and what keeps
+    libraries inside its directory and offline."""
     return {
         **{name: value for name, value in environ.items() if name in _PASSED_ON},
+        **device_environment(devices),
         "PATH": "/usr/bin:/bin",
         "HOME": str(directory),
         "TMPDIR": str(directory),
@@ -60,42 +66,19 @@ def worker_environment(environ: Mapping[str, str], directory: Path, threads: int
     }
 
 
-class WorkerProcess:
-    """A started worker. The owner runs `run_output` beside, then awaits `finish`, which reaps it."""
+class ChildProcess:
+    """A started process of ours. The owner runs `run_output` beside, then awaits `finish`, which reaps it."""
 
-    def __init__(self, *, python: str, directory: Path, threads: int, name: str, inherited: Sequence[int] = ()) -> None:
-        """Starts it. Raises OSError when the interpreter or the directory cannot be used. It has the descriptors in
-        `inherited` open until its end.
-
-        Started from this very thread on purpose (under a millisecond: Python uses vfork): the worker asks the kernel
-        to die with its parent, which means the *thread* that started it, and trio.lowlevel.open_process starts from a
-        pool thread that ends when idle for ten seconds.
-        """
+    def __init__(
+        self, popen: subprocess.Popen[bytes], name: str, directory: Path, *, keeps_output: bool = False
+    ) -> None:
+        """`popen` leads its own process group and has pipes as output; `directory` is its own, removed at the end.
+        `keeps_output`: the tail holds standard output too, for those that write their errors there."""
         self.name = name
         self.directory = directory
-        directory.mkdir(parents=True, mode=0o700)
-        ours, theirs = socket.socketpair()
-        try:
-            # -P: not even the working directory is searched for modules
-            command = [python or sys.executable, "-P", "-m", "octonode.engines.worker"]
-            self._popen = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=directory,
-                env=worker_environment(os.environ, directory, threads),
-                pass_fds=[theirs.fileno(), *inherited],
-                process_group=0,
-            )
-        except BaseException:
-            ours.close()
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        finally:
-            theirs.close()
-        self.socket = ours
-        self.pid = self._popen.pid
+        self.pid = popen.pid
+        self._popen = popen
+        self._keeps_output = keeps_output
         self._tail: deque[str] = deque(maxlen=TAIL_LINES_MAX)
         self._output_ended = trio.Event()
 
@@ -110,7 +93,9 @@ class WorkerProcess:
         assert self._popen.stderr is not None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_lines, self._popen.stdout.fileno(), None)
+                nursery.start_soon(
+                    self._take_lines, self._popen.stdout.fileno(), self._tail if self._keeps_output else None
+                )
                 nursery.start_soon(self._take_lines, self._popen.stderr.fileno(), self._tail)
         finally:
             self._output_ended.set()
@@ -134,7 +119,7 @@ class WorkerProcess:
             tail.append(text)
 
     def kill(self) -> None:
-        """SIGKILL to the worker and whatever it started. Harmless when it is gone."""
+        """SIGKILL to the process and whatever is left in its group. Harmless when it is gone."""
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -146,9 +131,9 @@ class WorkerProcess:
         """
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace_seconds):
-                await self._ended()
+                await self.ended()
             self.kill()
-            await self._ended()
+            await self.ended()
             with trio.move_on_after(OUTPUT_SECONDS):
                 await self._output_ended.wait()
             for pipe in (self._popen.stdout, self._popen.stderr):
@@ -159,7 +144,8 @@ class WorkerProcess:
         assert status is not None
         return status
 
-    async def _ended(self) -> None:
+    async def ended(self) -> None:
+        """Returns when the process has ended, and is reaped."""
         if self._popen.returncode is not None:
             return
         if not hasattr(os, "pidfd_open"):
@@ -170,7 +156,53 @@ class WorkerProcess:
             await trio.lowlevel.wait_readable(descriptor)
         finally:
             os.close(descriptor)
+        self.kill()  # what it started goes with it; the number of its group is no other's before it is reaped
         self._popen.wait()
+
+
+class WorkerProcess(ChildProcess):
+    """A started worker, and our end of its line."""
+
+    def __init__(
+        self,
+        *,
+        python: str,
+        directory: Path,
+        threads: int,
+        name: str,
+        inherited: Sequence[int] = (),
+        devices: Sequence[str] = (),
+    ) -> None:
+        """Starts it. Raises OSError when the interpreter or the directory cannot be used. It has the descriptors in
+        `inherited` open until its end.
+
+        Started from this very thread on purpose (under a millisecond: Python uses vfork): the worker asks the kernel
+        to die with its parent, which means the *thread* that started it, and trio.lowlevel.open_process starts from a
+        pool thread that ends when idle for ten seconds.
+        """
+        directory.mkdir(parents=True, mode=0o700)
+        ours, theirs = socket.socketpair()
+        try:
+            # -P: not even the working directory is searched for modules
+            command = [python or sys.executable, "-P", "-m", "octonode.engines.worker"]
+            popen = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=directory,
+                env=worker_environment(os.environ, directory, threads, devices),
+                pass_fds=[theirs.fileno(), *inherited],
+                process_group=0,
+            )
+        except BaseException:
+            ours.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        finally:
+            theirs.close()
+        super().__init__(popen, name, directory)
+        self.socket = ours
 
 
 def exit_text(status: int) -> tuple[str, str]:

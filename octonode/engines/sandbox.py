@@ -78,14 +78,16 @@ class Access:
     devices: tuple[str, ...]
 
 
-def access_for(model_path: Path | None, temporary_directory: Path) -> Access:
-    """The allow list of a worker: interpreter and libraries, CPU facts, its model; its own directory for writing."""
+def access_for(model_path: Path | None, temporary_directory: Path, also_read: Sequence[Path] = ()) -> Access:
+    """The allow list of a worker: interpreter and libraries, CPU facts, its model and the files that belong to it;
+    its own directory for writing."""
     package = Path(__file__).resolve().parents[1]
     gpus = [path for pattern in _GPU_DEVICES for path in glob.glob(pattern)]
     read = [*_SYSTEM_READ, *(_GPU_READ if gpus else ()), sys.prefix, sys.base_prefix, str(package)]
     read += [path for path in sys.path if path and os.path.isdir(path) and "site-packages" in path]
     if model_path is not None:
         read += [str(model_path), *_other_parts(model_path)]
+    read += [str(path) for path in also_read]
     return Access(tuple(dict.fromkeys(read)), (str(temporary_directory),), ("/dev/null", *gpus))
 
 
@@ -96,10 +98,14 @@ def _other_parts(model_path: Path) -> list[str]:
     return [str(model_path.with_name(f"{match[1]}-{n:05}-of-{match[2]}.gguf")) for n in range(2, files + 1) if match]
 
 
-def limit_resources() -> str:
-    """Sets the limits that need no kernel feature; the kernel's out-of-memory killer shall take this process first."""
+def limit_resources(file_bytes_max: int | None = None) -> str:
+    """Sets the limits that need no kernel feature; the kernel's out-of-memory killer shall take this process first.
+
+    `file_bytes_max` is for who writes a model; None: FILE_BYTES_MAX.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core holds prompts
-    for limit, most in ((resource.RLIMIT_NOFILE, OPEN_FILES_MAX), (resource.RLIMIT_FSIZE, FILE_BYTES_MAX)):
+    most_written = FILE_BYTES_MAX if file_bytes_max is None else file_bytes_max
+    for limit, most in ((resource.RLIMIT_NOFILE, OPEN_FILES_MAX), (resource.RLIMIT_FSIZE, most_written)):
         hard = resource.getrlimit(limit)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (value, value))
@@ -124,6 +130,31 @@ def enter(access: Access) -> tuple[str, ...]:
         return (f"sandbox: off (no_new_privs: {_error_name()})",)
     landlock = _enter_landlock(libc, access)
     return (landlock, _drop_capabilities(libc), seccomp.install(libc))
+
+
+def level(layers: Sequence[str]) -> str:
+    """The layers of a worker in a word for people: `full`, `partial: why`, `off: why`; empty before it has told them.
+
+    A connection is kept from a worker by seccomp as well, so a Landlock that does not cover TCP is no gap beside it.
+    """
+    if not layers:
+        return ""
+    whole_off = next((each for each in layers if each.startswith("sandbox: off")), "")
+    if whole_off:
+        return f"off: {_why(whole_off)}"
+    found = {each.replace(":", " ").split()[0]: each for each in layers}
+    filtered = found.get("seccomp") == "seccomp"
+    gaps = [each for each in layers if ": off" in each or ": kept" in each or each.startswith("limits (")]
+    gaps += [each for each in layers if "(TCP not covered)" in each and not filtered]
+    if not filtered and not found.get("landlock", "").startswith("landlock abi"):
+        reasons = dict.fromkeys(_why(each) for each in gaps)
+        return f"off: {'; '.join(reasons) or 'neither Landlock nor seccomp'}"
+    return f"partial: {'; '.join(gaps)}" if gaps else "full"
+
+
+def _why(layer: str) -> str:
+    """The words in brackets of `sandbox: off (none for darwin yet)`."""
+    return layer.partition("(")[2].rpartition(")")[0] or layer
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> str:

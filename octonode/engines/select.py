@@ -13,7 +13,9 @@ from typing import Final, Literal
 import psutil
 
 from octonode.config import EnginesConfig, nearest
+from octonode.engines import lora
 from octonode.engines.contract import LoadRequest
+from octonode.engines.servers.attached import URL_OPTION, url_for
 from octonode.errors import ConfigError, OctonodeError
 from octonode.protocol.work.skills import CHAT, SKILLS
 
@@ -37,6 +39,8 @@ class EngineRow:
     extra: str = ""
     """What to install: an extra of this package, or words."""
     opens: Literal["file", "folder"] = "folder"
+    tested: str = ""
+    """How far it was tested, where that is less than on the hardware it is made for."""
 
 
 ENGINES: Final = (
@@ -50,8 +54,10 @@ ENGINES: Final = (
     ),
     EngineRow(
         "tensorrt-llm", "server", ("tensorrt", "safetensors"), ("llm",), (CHAT,), program="trtllm-serve",
-        extra="tensorrt_llm",
+        extra="tensorrt_llm", tested="contract-tested, not yet run on NVIDIA hardware",
     ),
+    # runs no format: a model of this node is answered for by a server that runs already (engines.servers)
+    EngineRow("openai-server", "server", (), ("llm",), (CHAT,)),
     EngineRow(
         "transformers", "worker", ("safetensors",), ("llm",), (CHAT,),
         module="transformers", extra="octonode[transformers]",
@@ -81,7 +87,7 @@ ENGINES: Final = (
     ),
     EngineRow(
         "piper", "worker", ("onnx",), ("audio",), ("speak",), ("Piper", "Vits"),
-        module="onnxruntime", extra="octonode[onnx]",
+        module="onnxruntime", extra="octonode[piper]",
     ),
     EngineRow(
         "faster-whisper", "worker", ("ctranslate2",), ("audio",), ("transcribe",),
@@ -185,7 +191,7 @@ def require_engine(configured: str) -> None:
 
 def available_engines(pythons: Sequence[str] = ()) -> tuple[str, ...]:
     """Engines whose libraries are installed, for `status` and the announcement. Imports none of them."""
-    return tuple(row.name for row in ENGINES if installed(row, pythons))
+    return tuple(row.name for row in ENGINES if row.formats and installed(row, pythons))
 
 
 def default_threads() -> int:
@@ -205,20 +211,32 @@ def load_request(
     category: str = "llm",
     architecture: str = "",
     model_folder: Path | None = None,
+    model_name: str = "",
 ) -> LoadRequest:
     """What the supervisor is asked to load, from the settings and one model.
 
     `context_tokens_max` is the model's own limit, 0 when unknown. `model_folder` is what engines open that want the
-    files beside the weights too. Raises what `engine_for` raises.
+    files beside the weights too. `engines.servers` may name a server for the model, by its name or root. Raises what
+    `engine_for` raises.
     """
-    row = engine_for(
-        model_format, settings.default, category=category, architecture=architecture, pythons=settings.pythons
+    url = url_for(settings.servers, model_root, model_name)
+    row = (
+        BY_NAME["openai-server"]
+        if url
+        else engine_for(
+            model_format, settings.default, category=category, architecture=architecture, pythons=settings.pythons
+        )
     )
     context = min(settings.context_tokens, context_tokens_max) if context_tokens_max else settings.context_tokens
     options: dict[str, str | int | float | bool] = {"prefill_chunk_tokens": settings.prefill_chunk_tokens}
+    if row.name in ("llama", "llama-cpp-python"):
+        options["speculation"] = settings.speculation
+        options[lora.OPTION] = lora.option_for(settings.lora, model_root, model_name)
     if row.name == "scripted":
         options["tokens_per_second"] = settings.scripted_tokens_per_second
         options["answer_tokens"] = settings.scripted_answer_tokens
+    if url:
+        options[URL_OPTION] = url
     return LoadRequest(
         engine=row.name,
         model_path=model_folder if row.opens == "folder" and model_folder is not None else model_path,

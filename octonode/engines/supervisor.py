@@ -17,7 +17,8 @@ from octonode.config import EnginesConfig
 from octonode.engines.calls import again
 from octonode.engines.contract import Engine, EngineFacts, LoadRequest
 from octonode.engines.files import Lease, ModelFiles
-from octonode.engines.link import WorkerLink, lasting
+from octonode.engines.life import lasting
+from octonode.engines.link import WorkerLink
 from octonode.engines.plan import (
     Action,
     Crashes,
@@ -35,10 +36,16 @@ from octonode.engines.plan import (
     plan,
 )
 from octonode.engines.process import WorkerProcess
+from octonode.engines.sandbox import level as isolation_level
+from octonode.engines.select import python_for
+from octonode.engines.servers.kinds import ServerLoad
+from octonode.engines.servers.link import ServerLink
+from octonode.engines.servers.registry import ServerSettings, kind_of
 from octonode.errors import NotFound, OctonodeError
 
 log = logging.getLogger(__name__)
 
+Link = WorkerLink | ServerLink
 WorkerState = Literal["waiting", "starting", "ready", "stopping", "crashed", "quarantined"]
 
 LATE_SECONDS = 1.0
@@ -59,11 +66,19 @@ class WorkerStatus:
     running: int
     crashes: int
     resident_bytes: int
+    gpu_bytes: int
+    """0 where no driver tells it."""
+    devices: tuple[str, ...]
+    """GPUs it may see; `cpu`: none; empty: those that the node sees."""
     sandbox: tuple[str, ...]
     """What holds the worker, for example `landlock abi 7`, `seccomp`; a missing layer says why."""
+    isolation: str
+    """The same in a word: `full`, `partial: why`, `off: why`; empty before it is loaded."""
     facts: EngineFacts | None
     stderr_tail: str = ""
     """The last lines the worker wrote before it failed."""
+    server_load: ServerLoad | None = None
+    """What a server of its own last said of its queue and cache."""
 
 
 def policy_from(settings: EnginesConfig) -> Policy:
@@ -71,6 +86,7 @@ def policy_from(settings: EnginesConfig) -> Policy:
     return Policy(
         load_timeout_seconds=settings.load_timeout_seconds,
         no_progress_timeout_seconds=settings.no_progress_timeout_seconds,
+        gpu_memory_bytes_max=settings.gpu_memory_bytes_max,
         memory_bytes_max=settings.memory_bytes_max or psutil.virtual_memory().total * 9 // 10,
         crashes_before_quarantine=max(1, settings.crashes_before_quarantine),
     )
@@ -86,15 +102,17 @@ class Supervisor:
         directory: Path,
         policy: Policy | None = None,
         files: ModelFiles | None = None,
+        servers: ServerSettings | None = None,
     ) -> None:
         """`directory` becomes the workers' private temporary directories and is emptied by `run`. What is lent by
         `files` to a worker is given back at its end."""
         self._settings = settings
+        self._servers = servers or ServerSettings()
         self._files = files
         self._directory = directory
         self._policy = policy or policy_from(settings)
         self._desired: dict[str, LoadRequest] = {}
-        self._links: dict[str, WorkerLink] = {}
+        self._links: dict[str, Link] = {}
         self._crashes: dict[str, Crashes] = {}
         self._last_errors: dict[str, OctonodeError] = {}
         self._numbers = itertools.count(1)
@@ -135,6 +153,11 @@ class Supervisor:
             if late_seconds > LATE_SECONDS:
                 link.forgive(late_seconds)
 
+    def note_gpu_memory(self, by_process: Mapping[int, int]) -> None:
+        """A reading of the drivers: bytes by process id. A worker over its limit is ended at the next look."""
+        for link in self._links.values():
+            link.measure_gpu(by_process)
+
     def _carry_out(self, action: Action, nursery: trio.Nursery) -> None:
         root = action.root
         if isinstance(action, Start):
@@ -156,31 +179,44 @@ class Supervisor:
 
     def _start(self, root: str, request: LoadRequest, nursery: trio.Nursery) -> None:
         try:
+            kind = kind_of(request.engine, self._servers, self._settings.pythons)
             lease = self._files.lease(root, f"engine {request.engine}") if self._files is not None else None
         except OctonodeError as error:
             self._note_failure(root, request, error)
             return
+        link: Link
+        if kind is not None:
+            link = ServerLink(root, request, kind, lease=lease, on_change=self._note_change_and_wake)
+        else:
+            try:
+                link = self._start_worker(root, request, lease)
+            except OctonodeError as error:
+                if lease is not None:
+                    lease.close()
+                self._note_failure(root, request, error)
+                return
+        self._links[root] = link
+        nursery.start_soon(self._attend, link, lease)
+
+    def _start_worker(self, root: str, request: LoadRequest, lease: Lease | None) -> WorkerLink:
+        python = python_for(request.engine, self._settings.pythons) or self._settings.python
         try:
             process = WorkerProcess(
-                python=self._settings.python,
+                python=python,
                 directory=self._directory / str(next(self._numbers)),
                 threads=request.threads,
+                devices=request.devices,
                 name=root,
                 inherited=[lease.descriptor] if lease is not None and lease.descriptor >= 0 else (),
             )
         except OSError as error:
-            if lease is not None:
-                lease.close()
             text = f"a worker cannot be started: {error}; check engines.python and the disk"
-            self._note_failure(root, request, OctonodeError(text, code="ENGINE_FAILED"))
-            return
+            raise OctonodeError(text, code="ENGINE_FAILED") from None
         if lease is not None:
             lease.hand_to(process.pid)
-        link = WorkerLink(root, request, process, sandbox=self._settings.sandbox, on_change=self._note_change_and_wake)
-        self._links[root] = link
-        nursery.start_soon(self._attend, link, lease)
+        return WorkerLink(root, request, process, sandbox=self._settings.sandbox, on_change=self._note_change_and_wake)
 
-    async def _attend(self, link: WorkerLink, lease: Lease | None) -> None:
+    async def _attend(self, link: Link, lease: Lease | None) -> None:
         try:
             error = await link.run()
         finally:
@@ -247,16 +283,20 @@ class Supervisor:
             engine=request.engine,
             state=state,
             reason=reason,
-            pid=0 if link is None else link.process.pid,
+            pid=0 if link is None else link.pid,
             running=0 if link is None else link.running,
             crashes=0 if crashes is None else crashes.count,
             resident_bytes=0 if link is None else link.resident_bytes,
+            gpu_bytes=0 if link is None else link.gpu_bytes,
+            devices=request.devices,
             sandbox=() if link is None else link.sandbox,
+            isolation="" if link is None else isolation_level(link.sandbox),
             facts=None if link is None else link.facts,
             stderr_tail="" if last_error is None else str(last_error.detail.get("stderr_tail", "")),
+            server_load=link.load if isinstance(link, ServerLink) else None,
         )
 
-    def _state_of(self, link: WorkerLink | None, crashes: Crashes | None) -> tuple[WorkerState, str]:
+    def _state_of(self, link: Link | None, crashes: Crashes | None) -> tuple[WorkerState, str]:
         before = f"; before that: {crashes.reason}" if crashes is not None else ""
         if link is not None:
             if link.phase is Phase.STARTING:
@@ -276,6 +316,12 @@ class Supervisor:
     def changes(self) -> int:
         """Grows with each change of any worker's state."""
         return self._changes
+
+    async def wait_gone(self, model_root: str) -> None:
+        """Returns once no process of this model lives; it must not be desired any more."""
+        await trio.lowlevel.checkpoint()
+        while model_root in self._links and model_root not in self._desired:
+            await self._changed.park()
 
     async def wait_changed(self, seen: int) -> int:
         """Returns `changes` as soon as it differs from `seen`, so that no change is missed between two calls."""

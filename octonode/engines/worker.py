@@ -18,7 +18,7 @@ from typing import NoReturn, cast
 
 import trio
 
-from octonode.engines import sandbox
+from octonode.engines import lora, sandbox
 from octonode.engines.adapters.base import Adapter, Maker, make_adapter
 from octonode.engines.channel import RECEIVE_BYTES, FrameChannel
 from octonode.engines.contract import EngineFacts, EngineRequest, Finished, GenerateRequest, TokenLogprob
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     load = _read_load(sock)
     layers = [sandbox.limit_resources()]
     if load.sandbox:
-        access = sandbox.access_for(load.request.model_path, load.temporary_directory)
+        adapters = [path for path, _ in lora.files_of(load.request.options.get(lora.OPTION))]
+        access = sandbox.access_for(load.request.model_path, load.temporary_directory, adapters)
         layers += sandbox.enter(access)
     else:
         layers.append("sandbox: off (engines.sandbox = false)")

@@ -6,6 +6,7 @@ Fields: https://docs.kernel.org/gpu/amdgpu/driver-misc.html. Every file may be m
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from octonode.hardware.facts import Gpu
@@ -22,6 +23,19 @@ def probe(sys_root: Path = Path("/sys")) -> tuple[Gpu, ...]:
         return ()
     cards = sorted((int(match[1]), path / "device") for path in places if (match := _CARD.fullmatch(path.name)))
     return tuple(_gpu(index, device) for index, device in cards if _text(device / "vendor") == AMD_VENDOR_ID)
+
+
+def process_bytes(sys_root: Path = Path("/sys")) -> Mapping[int, int]:
+    """Bytes that each process of ROCm holds on all AMD GPUs together, by process id. Never raises.
+
+    The compute driver (amdkfd) has a folder for each process, with a file `vram_<id of the GPU>` for each GPU.
+    """
+    found: dict[int, int] = {}
+    for file in (sys_root / "class/kfd/kfd/proc").glob("*/vram_*"):
+        held, process = _number(file), file.parent.name
+        if held is not None and process.isdecimal():
+            found[int(process)] = found.get(int(process), 0) + held
+    return found
 
 
 def _gpu(index: int, device: Path) -> Gpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octonode.hardware import tiers
@@ -17,6 +18,7 @@ class GpuPartition:
     uuid: str | None
     name: str | None
     memory_bytes: int | None
+    memory_used_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Gpu:
     """One graphics processor. None stands wherever the driver does not say."""
 
     vendor: str
-    """`nvidia` or `amd`."""
+    """`nvidia`, `amd` or `apple`."""
     index: int
     """Its number at the driver."""
     name: str | None = None
@@ -41,6 +43,28 @@ class Gpu:
     partitioned: bool = False
     """MIG is on: the GPU is used through `partitions` only."""
     partitions: tuple[GpuPartition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLive:
+    """How one GPU, or one MIG instance of it, does now. None stands wherever the driver does not say."""
+
+    vendor: str
+    index: int
+    """Of the GPU, at its driver."""
+    part: int | None = None
+    """The MIG instance, counted from 0; None: the whole GPU."""
+    name: str | None = None
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    utilization_percent: int | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+
+    @property
+    def label(self) -> str:
+        """`0`, or `0.1` for the second MIG instance of the first GPU."""
+        return str(self.index) if self.part is None else f"{self.index}.{self.part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +102,30 @@ class Hardware:
     @property
     def tier(self) -> tiers.Tier:
         return tiers.tier_of(self.usable_vram_bytes)
+
+
+def live(gpus: Iterable[Gpu]) -> tuple[GpuLive, ...]:
+    """The readings of each GPU, and behind a partitioned one those of its MIG instances, which have memory alone."""
+    found: list[GpuLive] = []
+    for gpu in gpus:
+        found.append(
+            GpuLive(
+                gpu.vendor,
+                gpu.index,
+                None,
+                gpu.name,
+                gpu.memory_bytes,
+                gpu.memory_used_bytes,
+                gpu.utilization_percent,
+                gpu.temperature_celsius,
+                gpu.power_watts,
+            )
+        )
+        found += [
+            GpuLive(gpu.vendor, gpu.index, number, part.name, part.memory_bytes, part.memory_used_bytes)
+            for number, part in enumerate(gpu.partitions)
+        ]
+    return tuple(found)
 
 
 def summary(hardware: Hardware) -> dict[str, str | int | float | bool]:

@@ -7,7 +7,7 @@ is None then and the others stand. No driver means no NVIDIA GPU, which is no er
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 GPUS_MAX = 64
 PARTITIONS_MAX = 16
 """Of one GPU; NVIDIA's largest parts allow 7."""
+PROCESSES_MAX = 4096
+"""Of one GPU that are looked at."""
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ def probe() -> NvidiaFacts:
         return NvidiaFacts(problem=_problem(pynvml, error))
     try:
         count = _ask(pynvml, pynvml.nvmlDeviceGetCount) or 0
-        gpus = tuple(gpu for index in range(min(count, GPUS_MAX)) if (gpu := _gpu(pynvml, index)) is not None)
+        gpus = tuple(_gpu(pynvml, index, handle) for index, handle in _handles(pynvml, count))
         cuda = _ask(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
         mute = count - len(gpus)
         return NvidiaFacts(
@@ -56,6 +58,49 @@ def probe() -> NvidiaFacts:
         _ask(pynvml, pynvml.nvmlShutdown)
 
 
+class Session:
+    """NVML kept open between readings, since opening it may wake the cards. Blocking: used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._pynvml: Any = None
+
+    def read(self) -> tuple[tuple[Gpu, ...], Mapping[int, int]]:
+        """The GPUs now, and the bytes that each process holds on all of them together, by process id. Never raises.
+
+        Nothing where there is no driver, or it went away: the next reading tries again. A driver in a container tells
+        the process ids of the host, and some drivers tell no bytes: such processes are not here.
+        """
+        pynvml = self._pynvml or self._open()
+        count = _ask(pynvml, pynvml.nvmlDeviceGetCount) if pynvml is not None else None
+        if not count:
+            self.close()
+            return (), {}
+        handles = list(_handles(pynvml, count))
+        by_process: dict[int, int] = {}
+        for _, handle in handles:
+            for user in _processes(pynvml, handle):
+                if user.usedGpuMemory is not None:
+                    by_process[user.pid] = by_process.get(user.pid, 0) + int(user.usedGpuMemory)
+        return tuple(_gpu(pynvml, index, handle) for index, handle in handles), by_process
+
+    def close(self) -> None:
+        """Lets NVML go. Harmless when it is not open."""
+        pynvml, self._pynvml = self._pynvml, None
+        if pynvml is not None:
+            _ask(pynvml, pynvml.nvmlShutdown)
+
+    def _open(self) -> Any:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            log.debug("NVML: %s", error)
+            return None
+        self._pynvml = pynvml
+        return pynvml
+
+
 def _problem(pynvml: Any, error: Any) -> str:
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
         return "the NVIDIA driver was updated and the old one still runs; restart the machine"
@@ -65,23 +110,41 @@ def _problem(pynvml: Any, error: Any) -> str:
 
 
 def _ask(pynvml: Any, call: Callable[..., T], *arguments: Any) -> T | None:
-    """What `call` returns, or None for whatever NVML has against it. ValueError: a name that is not UTF-8."""
+    """What `call` returns, or None for whatever NVML has against it.
+
+    ValueError: a name that is not UTF-8. NVMLLibraryMismatchError, which is no NVMLError: the driver is too old for it.
+    """
     try:
         return call(*arguments)
-    except (pynvml.NVMLError, ValueError) as error:
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError, ValueError) as error:
         log.debug("%s: %s", getattr(call, "__name__", call), error)
         return None
 
 
-def _gpu(pynvml: Any, index: int) -> Gpu | None:
-    handle = _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex, index)
-    if handle is None:
-        return None
+def _handles(pynvml: Any, count: int) -> Iterator[tuple[int, Any]]:
+    """(index, handle) of each GPU that answers."""
+    for index in range(min(count, GPUS_MAX)):
+        handle = _ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex, index)
+        if handle is not None:
+            yield index, handle
+
+
+def _processes(pynvml: Any, handle: Any) -> list[Any]:
+    """What computes on a GPU; with MIG what computes on its instances, which the GPU itself tells root alone."""
+    found: list[Any] = []
+    for each in [instance for _, instance in _instances(pynvml, handle)] or [handle]:
+        users = _ask(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses_v3, each)
+        if users is None:  # drivers before 510
+            users = _ask(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses_v2, each)
+        found += (users or ())[:PROCESSES_MAX]
+    return found
+
+
+def _gpu(pynvml: Any, index: int, handle: Any) -> Gpu:
     memory = _ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle)
     rates = _ask(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
     milliwatts = _ask(pynvml, pynvml.nvmlDeviceGetPowerUsage, handle)
-    mig = _ask(pynvml, pynvml.nvmlDeviceGetMigMode, handle)
-    partitioned = mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    partitioned = _is_partitioned(pynvml, handle)
     return Gpu(
         vendor="nvidia",
         index=index,
@@ -98,20 +161,30 @@ def _gpu(pynvml: Any, index: int) -> Gpu | None:
     )
 
 
-def _partitions(pynvml: Any, handle: Any) -> tuple[GpuPartition, ...]:
-    """MIG instances; slots without one answer NotFound."""
-    slots = _ask(pynvml, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
-    found = []
-    for slot in range(min(slots, PARTITIONS_MAX)):
+def _is_partitioned(pynvml: Any, handle: Any) -> bool:
+    mig = _ask(pynvml, pynvml.nvmlDeviceGetMigMode, handle)
+    return mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def _instances(pynvml: Any, handle: Any) -> Iterator[tuple[int, Any]]:
+    """(slot, handle) of each MIG instance of a GPU in MIG mode; slots without one answer NotFound."""
+    slots = _ask(pynvml, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) if _is_partitioned(pynvml, handle) else 0
+    for slot in range(min(slots or 0, PARTITIONS_MAX)):
         instance = _ask(pynvml, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot)
-        if instance is None:
-            continue
+        if instance is not None:
+            yield slot, instance
+
+
+def _partitions(pynvml: Any, handle: Any) -> tuple[GpuPartition, ...]:
+    found = []
+    for _, instance in _instances(pynvml, handle):
         memory = _ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, instance)
         found.append(
             GpuPartition(
                 uuid=_ask(pynvml, pynvml.nvmlDeviceGetUUID, instance),
                 name=_ask(pynvml, pynvml.nvmlDeviceGetName, instance),
                 memory_bytes=None if memory is None else int(memory.total),
+                memory_used_bytes=None if memory is None else int(memory.used),
             )
         )
     return tuple(found)

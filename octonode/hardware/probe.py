@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from octonode.hardware import amd, nvidia
+from octonode.hardware import amd, apple, nvidia
 from octonode.hardware.facts import Cpu, Gpu, GpuPartition, Hardware, summary
 
 __all__ = ["Cpu", "Gpu", "GpuPartition", "Hardware", "probe", "summary"]
@@ -36,21 +36,27 @@ def probe(home: Path, *, proc: Path = Path("/proc"), sys_root: Path = Path("/sys
     `home` need not exist; the disk is that of its nearest parent that does. `proc` and `sys_root` are for tests.
     """
     found = nvidia.probe()
-    memory = psutil.virtual_memory()
-    limit = _group_memory_bytes(sys_root)
-    total_bytes = min(memory.total, limit) if limit is not None else memory.total
+    total_bytes, available_bytes = memory(sys_root)
     disk_total_bytes, disk_free_bytes = _disk(home)
     return Hardware(
         cpu=_cpu(proc),
         memory_bytes=total_bytes,
-        memory_available_bytes=min(memory.available, total_bytes),
+        memory_available_bytes=available_bytes,
         disk_total_bytes=disk_total_bytes,
         disk_free_bytes=disk_free_bytes,
-        gpus=found.gpus + amd.probe(sys_root),
+        gpus=found.gpus + amd.probe(sys_root) + apple.probe(),
         nvidia_driver=found.driver,
         cuda_version=found.cuda_version,
         problems=(found.problem,) if found.problem else (),
     )
+
+
+def memory(sys_root: Path = Path("/sys")) -> tuple[int, int]:
+    """(bytes that this process may use, bytes of them that are free or can be freed). Quick."""
+    found = psutil.virtual_memory()
+    limit = _group_memory_bytes(sys_root)
+    total_bytes = min(found.total, limit) if limit is not None else found.total
+    return total_bytes, min(found.available, total_bytes)
 
 
 def _cpu(proc: Path) -> Cpu:

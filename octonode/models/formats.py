@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence, Set
 from typing import BinaryIO, Final, cast
 
-from octonode.models.headers import families, onnx, pickles, safetensors, sides, tensorrt
+from octonode.models.headers import ctranslate2, families, onnx, pickles, safetensors, sides, tensorrt
 from octonode.models.headers.description import CacheGroup, FileBytes, FormatInfo, FormatRefused, Shape
 
 __all__ = [
@@ -66,6 +66,8 @@ def inspect_model(
     if "safetensors" in by_kind:
         weights = [each for each in by_kind["safetensors"] if each.path not in external]
         found += [families.safetensors(weights, rest)] if weights else []
+    if "ctranslate2" in by_kind:
+        found.append(families.ctranslate2(by_kind["ctranslate2"]))
     if "tensorrt" in by_kind:
         found.append(families.tensorrt(by_kind["tensorrt"], rest, signed=signed))
     for each in files:
@@ -79,7 +81,7 @@ def inspect_model(
 
 
 def _kind(file: FileBytes) -> str:
-    """`gguf`, `safetensors`, `onnx`, `tensorrt`, `scripted`, or `other` for what is none of them."""
+    """`gguf`, `safetensors`, `onnx`, `tensorrt`, `ctranslate2`, `scripted`, or `other` for what is none of them."""
     sides.check_name(file.path)
     with file.open() as opened:
         head = opened.read(4096)
@@ -89,6 +91,8 @@ def _kind(file: FileBytes) -> str:
             return "gguf"
         if tensorrt.looks_like_engine(head):
             return "tensorrt"
+        if ctranslate2.looks_like_ctranslate2(head):
+            return "ctranslate2"
         if safetensors.could_be_safetensors(head, file.size_bytes):
             return "safetensors"
         return "onnx" if onnx.looks_like_onnx(opened, file.size_bytes) else "other"

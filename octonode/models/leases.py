@@ -26,7 +26,7 @@ from typing import Final, Literal
 from octonode.errors import NotFound, Refused
 from octonode.models.disk import NO_SPACE, READ_ONLY
 
-Kind = Literal["engine", "fetch", "verify", "upload", "stream"]
+Kind = Literal["engine", "fetch", "verify", "upload", "quantize", "stream"]
 
 LOCK: Final = "use.lock"
 NOTES_MAX: Final = 64
@@ -40,6 +40,7 @@ _WHAT: Final[dict[str, tuple[str, str]]] = {
     "fetch": ("writes it", "wait for the fetch, or end it where it was begun"),
     "verify": ("checks it", "wait for the check, or end it where it was begun"),
     "upload": ("takes it in", "wait for the upload, or end it where it was begun"),
+    "quantize": ("makes a smaller one of it", "wait for that, or end it where it was begun"),
     "stream": ("hands its blocks to a peer", "try again in a moment, or use --force: that peer still gets its block"),
 }
 _numbers = itertools.count(1)

@@ -30,7 +30,7 @@ LISTS_MAX: Final = 64
 EXT_KEYS_MAX: Final = 32
 INTEGER_MAX: Final = 2**62
 
-WEIGHT_FORMATS: Final = ("scripted", "gguf", "safetensors", "tensorrt", "onnx")
+WEIGHT_FORMATS: Final = ("scripted", "gguf", "safetensors", "tensorrt", "onnx", "ctranslate2")
 """Those of models, what engines here prefer first."""
 CATEGORIES: Final = ("llm", "embeddings", "vision", "audio", "diffusion", "other")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?\Z")
@@ -50,7 +50,7 @@ class ModelFile:
     sha256: bytes
     """sha2-256 of the whole file, as hubs print it."""
     format: str
-    """`gguf`, `safetensors`, `onnx`, `tensorrt` or `other` for files beside the weights."""
+    """`gguf`, `safetensors`, `onnx`, `tensorrt`, `ctranslate2` or `other` for files beside the weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The parts by which models come and go other than through peers: hubs, uploads, programs of the IPFS world."""
+"""The parts by which models come and go other than through peers: hubs, uploads, smaller ones of those held."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from octonode.ipfs.kubo_rpc import rpc_base
 from octonode.models.sources.https import gateway_base
 from octonode.models.sources.hub import Hub, HubSettings
 from octonode.node.hub import HubModels, MakeRoom
+from octonode.node.quantizing import Quantizing
 from octonode.node.rooms import Holdings
 from octonode.node.uploads import Uploads
 
@@ -22,12 +23,14 @@ class Arrivals:
 
     hub: HubModels
     uploads: Uploads
+    quantizing: Quantizing
 
     async def run(self) -> None:
-        """Tidies up behind both, until cancelled."""
+        """Tidies up behind all of them, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.uploads.run)
             nursery.start_soon(self.hub.run)
+            nursery.start_soon(self.quantizing.run)
 
 
 def build_arrivals(config: Config, key: NodeKey, holdings: Holdings, make_room: MakeRoom) -> Arrivals:
@@ -43,4 +46,8 @@ def build_arrivals(config: Config, key: NodeKey, holdings: Holdings, make_room: 
         make_room=make_room, expire_days=models.partial_days,
     )  # fmt: skip
     holdings.source.connect_hub(hub)
-    return Arrivals(hub, Uploads(config.home, holdings.store, expire_days=models.partial_days))
+    quantizing = Quantizing(
+        own=key.peer_id, home=config.home, settings=config.engines, library=holdings.library, gate=holdings.gate,
+        refresh=holdings.source.refresh, make_room=make_room,
+    )  # fmt: skip
+    return Arrivals(hub, Uploads(config.home, holdings.store, expire_days=models.partial_days), quantizing)

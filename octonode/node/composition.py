@@ -30,13 +30,17 @@ from octonode.node.bridges import Bridges
 from octonode.node.cache_room import Keeping, build_keeping
 from octonode.node.counting import count
 from octonode.node.doctor import Doctor
+from octonode.node.engines import Engines
 from octonode.node.events import Events
 from octonode.node.fetch_verbs import FetchVerbs
 from octonode.node.fetches import Fetches
 from octonode.node.fitting import Fitting
+from octonode.node.job_room import JobRoom, build_jobs
 from octonode.node.lock import daemon_file
+from octonode.node.measuring import Measurer
 from octonode.node.models import Models
 from octonode.node.peers import Peers
+from octonode.node.quantizing_files import capability_of
 from octonode.node.records import CountedLog
 from octonode.node.rooms import (
     Holdings,
@@ -56,6 +60,7 @@ from octonode.node.view import VERSION, View
 from octonode.node.watch import watch
 from octonode.tasks.dispatcher import Dispatcher
 from octonode.tasks.pinning import SKILL
+from octonode.tasks.pricing import price_list
 from octonode.tasks.provider import Provider
 
 DRAIN_SECONDS = 10.0
@@ -86,6 +91,8 @@ class Node:
     bitswap: Bitswap | None
     view: View
     app: Any
+    jobs: JobRoom
+    measurer: Measurer
     watching: Callable[[], Awaitable[None]]
     counting: Callable[[], Awaitable[None]]
 
@@ -122,7 +129,7 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     )  # fmt: skip
     provider = Provider(
         signer=key, settings=config.tasks, resident=residency, slots=holdings.slots, access=reach.access,
-        receipts=holdings.state, tasks=counted, skills={SKILL: storage.pinning},
+        receipts=holdings.state, tasks=counted, skills={SKILL: storage.pinning}, prices=price_list(config.pricing),
     )  # fmt: skip
     host.handle(AGENT_PROTOCOL, provider.handle)
     doctor = Doctor(
@@ -130,12 +137,25 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
         reach.chance,
     )  # fmt: skip
     view.examine_with(doctor.examine)
+    measurer = Measurer(
+        residency=residency, slots=holdings.slots, values=holdings.state, changed=presence.announcer.changed,
+        seconds_max=config.engines.measure_seconds,
+    )  # fmt: skip
+    view.measured_by(measurer)
     watching = partial(
         watch, config=config, host=host, peerbook=peerbook, residency=residency, supervisor=holdings.supervisor,
-        slots=holdings.slots, view=view, events=events, metrics=metrics, changed=presence.announcer.changed,
+        gpus=holdings.gpus, slots=holdings.slots, view=view, events=events, metrics=metrics,
+        changed=presence.announcer.changed,
+    )  # fmt: skip
+    engines = Engines(
+        settings=config.engines, supervisor=holdings.supervisor, residency=residency, resolver=holdings.resolver,
+        measurer=measurer, hardware=lambda: view.hardware,
     )  # fmt: skip
     pins = build_pins(config, key, reach, holdings, storage, counted)
-    ports = _ports(config, key, reach, holdings, presence, fetches, keeping, arrivals, pins, view, dispatcher)
+    jobs = build_jobs(config, key, holdings.state, dispatcher, events)
+    ports = _ports(
+        config, key, reach, holdings, presence, fetches, keeping, arrivals, pins, engines, view, dispatcher, jobs
+    )
     app = make_app(ports, config=config.api, token=load_or_create_token(config.home), metrics=metrics.registry)
     gateway = _gateway(config, holdings.store, pace, metrics)
     counting = _counting(metrics, reach, presence, dispatcher, bitswap)
@@ -157,6 +177,8 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
         bitswap,
         view,
         app,
+        jobs,
+        measurer,
         watching,
         counting,
     )
@@ -172,8 +194,10 @@ def _ports(
     keeping: Keeping,
     arrivals: Arrivals,
     pins: Pins,
+    engines: Engines,
     view: View,
     dispatcher: Dispatcher,
+    jobs: JobRoom,
 ) -> Ports:
     models = Models(
         own=key.peer_id, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
@@ -182,6 +206,7 @@ def _ports(
         runs_models=config.node.role == "full",
     )  # fmt: skip
     arrivals.uploads.connect(models)
+    arrivals.quantizing.connect(models, lambda: capability_of(view.hardware))
     peers = Peers(
         home=config.home, host=reach.network.host, peerbook=reach.peerbook, membership=presence.membership,
         access=reach.access, tokens=reach.tokens,
@@ -190,7 +215,8 @@ def _ports(
         asking=dispatcher, models=models, node=view, peers=peers, records=holdings.state,
         versions=_versions(key, holdings, models), pins=pins, uploads=arrivals.uploads,
         bridges=Bridges(holdings.library, models, kubo_rpc=config.models.kubo_rpc),
-        fetches=FetchVerbs(fetches, holdings.library.catalogue, holdings.resolver), cache=keeping.cache,
+        quantizing=arrivals.quantizing, engines=engines, cache=keeping.cache, jobs=jobs.jobs,
+        fetches=FetchVerbs(fetches, holdings.library.catalogue, holdings.resolver),
         fitting=Fitting(
             home=config.home, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
             gate=holdings.gate,
@@ -276,6 +302,9 @@ async def _start(node: Node, work: trio.Nursery) -> None:
     await work.start(node.holdings.names.run)
     await work.start(node.keeping.cache.run)
     await work.start(node.storage.keeping.run)
+    for service in (node.jobs.jobs.run, node.jobs.webhooks.run):
+        await work.start(service)
+    work.start_soon(node.measurer.run)
     work.start_soon(node.watching)
     work.start_soon(node.arrivals.run)
     work.start_soon(node.counting)
@@ -285,6 +314,7 @@ async def _start(node: Node, work: trio.Nursery) -> None:
 
 async def _drain(node: Node) -> None:
     """Say that we leave while open tasks come to their end; after the deadline they are cut."""
+    node.jobs.jobs.leaving = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.presence.announcer.leave, LEAVE_SECONDS)
         nursery.start_soon(node.provider.drain, DRAIN_SECONDS)

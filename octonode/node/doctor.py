@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -14,9 +15,12 @@ import trio
 
 from octonode.api.schema import Finding
 from octonode.config import Config, split_host_port
-from octonode.engines.select import available_engines, default_threads
+from octonode.engines.installing import PLATFORM_NAMES, advise, gpu_kinds, installed
+from octonode.engines.select import available_engines, default_threads, python_for
 from octonode.engines.supervisor import Supervisor
-from octonode.models.disk import disk_error, probe
+from octonode.hardware.facts import Hardware
+from octonode.models.disk import disk_error
+from octonode.models.disk import probe as probe_disk
 from octonode.models.placing import FREE_BYTES_MARGIN
 from octonode.network import reachability
 from octonode.network.announcer import Announcer
@@ -32,8 +36,12 @@ MEMORY_WARNING_BYTES = 2_000_000_000
 
 
 def examine_machine(config: Config, *, daemon_runs: bool = False) -> list[Finding]:
-    """Home, disk, memory, engines, driver; ports too while no daemon holds them."""
-    findings = [_home(config), _disk(config), _memory(), _engines(config), _driver(config), *_storage(config)]
+    """Home, disk, memory, engines, driver, what else could run here; ports too while no daemon holds them."""
+    from octonode.hardware.probe import probe
+
+    hardware = probe(config.home)
+    findings = [_home(config), _disk(config), _memory(), _engines(config), _driver(hardware), *_storage(config)]
+    findings += engines_for(hardware, config)
     if not daemon_runs:
         findings += [_port(name, getattr(config, name).listen) for name in ("api", "network", "gateway")]
         findings.append(Finding("daemon", "warning", "no daemon runs on this home", "octonode start"))
@@ -52,7 +60,7 @@ def _disk(config: Config) -> Finding:
     models = config.home / "models"
     if models.exists():
         place = models
-        fault = probe(models)
+        fault = probe_disk(models)
         if fault is not None:
             return Finding("disk", "failed", disk_error(fault, models).message, "octonode models gc --free SIZE")
     free = shutil.disk_usage(place if place.exists() else "/").free
@@ -107,17 +115,46 @@ def _engines(config: Config) -> Finding:
     return Finding("engines", "ok", f"{', '.join(real)}; {default_threads()} threads a worker")
 
 
-def _driver(config: Config) -> Finding:
-    from octonode.hardware.probe import probe
-
-    hardware = probe(config.home)
+def _driver(hardware: Hardware) -> Finding:
     if hardware.problems:
         return Finding(
             "driver", "warning", hardware.problems[0], "install or repair the driver, then start the node again"
         )
     if hardware.gpus:
-        return Finding("driver", "ok", "; ".join(gpu.name or gpu.vendor for gpu in hardware.gpus))
+        names = "; ".join(gpu.name or gpu.vendor for gpu in hardware.gpus)
+        knows = f" for CUDA {hardware.cuda_version}" if hardware.cuda_version else ""
+        version = f"; NVIDIA driver {hardware.nvidia_driver or ''}{knows}" if hardware.nvidia_driver or knows else ""
+        return Finding("driver", "ok", names + version)
     return Finding("driver", "ok", "no GPU found: models run on the CPU")
+
+
+def engines_for(hardware: Hardware, config: Config) -> list[Finding]:
+    """What else this machine could run and what to type for it; first what leaves a GPU idle."""
+    if config.node.role == "storage":
+        return []
+    idle, others = [], []
+    for advice in advise(hardware):
+        package, way = advice.package, advice.way
+        here = installed(package) or any(python_for(name, config.engines.pythons) for name in package.engines)
+        on_gpu = way is not None and way.platform != "cpu"
+        name = f"engine {package.name}"
+        if here and on_gpu and way is not None and not any(_uses_gpu(each, config) for each in package.engines):
+            place = PLATFORM_NAMES[way.platform]
+            text = f"it is installed for the CPU alone, and a GPU of {place} is here"
+            idle.append(Finding(name, "warning", text, way.command))
+        elif not here and way is not None:
+            where = f"on the GPU ({PLATFORM_NAMES[way.platform]})" if on_gpu else "on the CPU"
+            text = f"not installed; would run here {where}: {package.runs}"
+            text += f"; needs {way.needs}" if way.needs else ""
+            text += f"; {advice.lacks}" if advice.lacks else ""
+            others.append(Finding(name, "ok", text, way.command))
+        elif not here:
+            others.append(Finding(name, "ok", f"cannot run here: {advice.lacks}"))
+    return [*idle, *others]
+
+
+def _uses_gpu(engine: str, config: Config) -> bool:
+    return bool(gpu_kinds(engine, elsewhere=bool(python_for(engine, config.engines.pythons))))
 
 
 def _port(section: str, listen: str) -> Finding:
@@ -200,8 +237,19 @@ class Doctor:
         for worker in self.supervisor.status():
             name = f"worker {worker.model_root[:16]}"
             if worker.state == "ready":
-                found.append(Finding(name, "ok", f"{worker.engine}, pid {worker.pid}, {', '.join(worker.sandbox)}"))
+                text = f"{worker.engine}, pid {worker.pid}, isolation {worker.isolation} ({', '.join(worker.sandbox)})"
+                held = worker.isolation == "full"
+                found.append(Finding(name, "ok" if held else "warning", text, "" if held else tighter(worker.sandbox)))
             else:
                 fix = "octonode logs" if worker.state in ("crashed", "quarantined") else ""
                 found.append(Finding(name, "failed" if fix else "warning", f"{worker.state}: {worker.reason}", fix))
         return found
+
+
+def tighter(layers: Sequence[str]) -> str:
+    """What to do about a worker that is not held by every layer."""
+    if any("engines.sandbox = false" in each for each in layers):
+        return "octonode config set engines.sandbox true, and start the node again"
+    if any(each.startswith("sandbox: off") for each in layers):
+        return "run the node as a user of its own or in a container: this engine cannot be held any other way"
+    return "use a kernel with Landlock and seccomp (Linux 6.7 or later has both whole)"

@@ -10,6 +10,7 @@ from octonode.ids import PeerId
 from octonode.models import naming
 from octonode.models.library import Library
 from octonode.models.manifest import SignedManifest
+from octonode.models.quantized import quantized_from
 from octonode.models.scrubbing import ScrubNote
 from octonode.node.shelf import Held
 from octonode.protocol.announcement import Announcement, Holding, Serving
@@ -72,6 +73,8 @@ def facts_of(
         context_tokens=manifest.context_tokens if manifest else getattr(announced, "context_tokens", 0),
         license=manifest.licence if manifest else "",
         created_at_ms=manifest.created_ms if manifest else 0,
+        derived_from=tuple(each.text for each in manifest.derived_from) if manifest else (),
+        quantized=quantized_from(manifest.ext) if manifest else None,
         unsigned=signed is None and not (announced and announced.manifest),
         trusted=signed is not None and (publisher == own or library.trust_table.is_trusted(publisher)),
         deprecated=naming.advice(library.catalogue.names.record(publisher, name), version) if signed else "",

@@ -10,6 +10,7 @@ from pathlib import Path
 from octonode.config import Config, NetworkConfig
 from octonode.engines.contract import LoadRequest
 from octonode.engines.select import load_request
+from octonode.engines.servers.registry import ServerSettings
 from octonode.engines.supervisor import Supervisor
 from octonode.errors import ConfigError
 from octonode.identity import NodeKey
@@ -42,14 +43,17 @@ from octonode.node.evicting import Evictor
 from octonode.node.fetcher import Fetcher
 from octonode.node.fetches import Fetches
 from octonode.node.gate import Gate
+from octonode.node.gpus import Gpus
 from octonode.node.names import Names
 from octonode.node.peers import remembered
 from octonode.node.resolving import Resolver
+from octonode.node.seating import MachineMemory, server_devices
 from octonode.node.shelf import Shelf
 from octonode.node.source import Source
 from octonode.node.wishes import Wishes
 from octonode.state import State
 from octonode.tasks.residency import Residency, ResolvedModel
+from octonode.tasks.room import Room
 from octonode.tasks.slots import EngineSlots
 
 
@@ -97,6 +101,7 @@ class Holdings:
     source: Source
     wishes: Wishes
     supervisor: Supervisor
+    gpus: Gpus
     gate: Gate
     residency: Residency
     slots: EngineSlots
@@ -111,8 +116,22 @@ def build_holdings(config: Config, key: NodeKey, reach: Reach) -> Holdings:
     resolver = Resolver(library, shelf, reach.peerbook, names=names, allow_unsigned=config.models.allow_unsigned)
     source = Source(library=library, shelf=shelf, resolver=resolver, names=names)
     wishes = Wishes(config.home)
-    supervisor = Supervisor(config.engines, directory=config.home / "workers", files=EngineFiles(store))
+    supervisor = Supervisor(
+        config.engines,
+        directory=config.home / "workers",
+        files=EngineFiles(store),
+        servers=ServerSettings(config.vllm, config.tensorrt_llm),
+    )
     gate = Gate(library)
+    gpus = Gpus()
+    memory = MachineMemory(
+        gate=gate, workers=supervisor, gpus=gpus, settings=config.engines, server_devices=server_devices(config)
+    )
+    room = Room(
+        memory,
+        gpu_reserve_bytes=config.engines.gpu_memory_reserve_bytes,
+        evict_idle_seconds=config.engines.evict_idle_seconds,
+    )
     return Holdings(
         state=State(config.home / "state.sqlite", receipts_max=config.tasks.receipts_max),
         store=store,
@@ -123,11 +142,17 @@ def build_holdings(config: Config, key: NodeKey, reach: Reach) -> Holdings:
         source=source,
         wishes=wishes,
         supervisor=supervisor,
+        gpus=gpus,
         gate=gate,
         residency=Residency(
-            source=source, engines=supervisor, load_request=partial(_load_request, config, wishes), gate=gate.admit
+            source=source,
+            engines=supervisor,
+            load_request=partial(_load_request, config, wishes),
+            gate=gate.admit,
+            room=room,
+            keep_loaded=config.engines.keep_loaded,
         ),
-        slots=EngineSlots(config.tasks.queue_max),
+        slots=EngineSlots(config.tasks.queue_max, batch_seconds=config.tasks.batch_seconds),
     )
 
 
@@ -240,4 +265,5 @@ def _load_request(config: Config, wishes: Wishes, model: ResolvedModel, path: Pa
         context_tokens_max=model.context_tokens,
         category=model.category,
         architecture=model.architecture,
+        model_name=model.name,
     )

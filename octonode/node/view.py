@@ -11,12 +11,13 @@ from typing import Any
 import trio
 
 from octonode.api.schema import Degraded, Finding, NodeFacts, TaskCounts
-from octonode.api.schema.facts import StorageFacts
+from octonode.api.schema.facts import GpuFacts, StorageFacts, WorkerFacts
 from octonode.config import Config
+from octonode.engines.measuring import Figures
 from octonode.engines.select import available_engines
-from octonode.engines.supervisor import Supervisor
+from octonode.engines.supervisor import Supervisor, WorkerStatus
 from octonode.errors import OctonodeError
-from octonode.hardware.facts import Hardware, summary
+from octonode.hardware.facts import GpuLive, Hardware, summary
 from octonode.network import own_announcement
 from octonode.network.access import TokenFiles
 from octonode.network.clock import wall_clock_ms
@@ -25,10 +26,12 @@ from octonode.network.joinline import JoinLine
 from octonode.network.joinline import encode as encode_join_line
 from octonode.network.peerbook import Peerbook
 from octonode.node.events import Events
+from octonode.node.measuring import Measurer
 from octonode.node.records import CountedLog
 from octonode.node.shelf import Shelf
 from octonode.node.storage import Storage
 from octonode.protocol.announcement import Holding, Serving, StorageRoom
+from octonode.tasks.pricing import announced_prices, price_list
 from octonode.tasks.residency import Residency
 from octonode.tasks.slots import EngineSlots
 
@@ -66,9 +69,13 @@ class View:
         self._stopping = stopping
         self._started_at_ms = wall_clock_ms()
         self._examine: Callable[[], Any] | None = None
+        self._measurer: Measurer | None = None
+        self._prices = announced_prices(price_list(config.pricing))
         self.hardware: Hardware | None = None
         """Probed in a thread after the start; None until then."""
         self.hardware_known = trio.Event()
+        self.gpus: tuple[GpuLive, ...] = ()
+        """As last read."""
         self.api = ""
         self.gateway_port = 0
         self.gateway_listen = ""
@@ -103,7 +110,7 @@ class View:
         )
 
     def _engines(self) -> tuple[str, ...]:
-        return tuple(available_engines()) if self._config.node.role == "full" else ()
+        return tuple(available_engines(self._config.engines.pythons)) if self._config.node.role == "full" else ()
 
     def _room(self) -> StorageRoom | None:
         """For models that peers pin here; None where nobody may."""
@@ -128,7 +135,9 @@ class View:
                     running=self._slots.taken(model.root),
                     tokens_per_second=round(measured.tokens_per_second, 1),
                     first_token_ms=round(measured.first_token_ms),
+                    **_announced(self._measurer.of(model.root) if self._measurer else None),
                     quantization=plain(engine.facts.quantization),
+                    **self._prices,
                     skills=engine.facts.skills,
                 )
             )
@@ -162,7 +171,12 @@ class View:
             unsigned=tuple(f"cid:{each.root}" for each in self._serving() if not each.manifest),
             tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
             degraded=tuple(self.degraded()),
+            gpus=tuple(_gpu(each) for each in self.gpus),
+            workers=tuple(_worker(each) for each in self._supervisor.status()),
         )
+
+    def measured_by(self, measurer: Measurer) -> None:
+        self._measurer = measurer
 
     def join_line(self) -> str:
         """The line for friends; empty before we listen. Where access is open it carries no token."""
@@ -177,7 +191,7 @@ class View:
         found += [
             Degraded(status.reference, f"{status.state}: {status.reason or 'not ready yet'}")
             for status in self._residency.status()
-            if status.state != "serving"
+            if status.state not in ("serving", "standby")
         ]
         return found
 
@@ -203,10 +217,50 @@ class View:
         self._stopping.set()
 
 
+def _gpu(live: GpuLive) -> GpuFacts:
+    return GpuFacts(
+        live.label,
+        live.vendor,
+        plain(live.name or ""),
+        live.memory_bytes,
+        live.memory_used_bytes,
+        live.utilization_percent,
+        live.temperature_celsius,
+        live.power_watts,
+    )
+
+
+def _worker(status: WorkerStatus) -> WorkerFacts:
+    return WorkerFacts(
+        status.model_root,
+        status.engine,
+        status.state,
+        status.reason,
+        status.pid,
+        status.isolation,
+        status.resident_bytes,
+        status.gpu_bytes,
+        status.devices,
+    )
+
+
 def _shown_room(room: StorageRoom | None, storage: Storage | None) -> StorageFacts | None:
     if room is None or storage is None:
         return None
     return StorageFacts(room.total_bytes, room.used_bytes, room.free_bytes, pins=len(storage.keeping.book))
+
+
+def _announced(figures: Figures | None) -> dict[str, Any]:
+    """What is announced of self-measured figures, beside those that tasks go on measuring."""
+    if figures is None:
+        return {}
+    together = max((each.per_second_together for each in figures.skills.values()), default=0.0)
+    return {
+        "first_token_long_ms": round(figures.first_token_long_ms),
+        "long_tokens": figures.long_tokens,
+        "tokens_per_second_together": round(figures.tokens_per_second_together, 1),
+        "results_per_second": round(together, 2),
+    }
 
 
 def plain(text: str) -> str:

@@ -17,6 +17,7 @@ from octonode.network.clock import wall_clock_ms
 from octonode.network.host import Host
 from octonode.network.peerbook import Peerbook
 from octonode.node.events import Events
+from octonode.node.gpus import Gpus
 from octonode.node.view import View
 from octonode.tasks.residency import ModelStatus, Residency
 from octonode.tasks.slots import EngineSlots
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 0.25
 HARDWARE_EVERY_SECONDS = 15.0
+GPUS_EVERY_SECONDS = 2.0
+"""Where there are any: how often their load, memory, temperature and power are read."""
 
 
 async def watch(
@@ -34,6 +37,7 @@ async def watch(
     peerbook: Peerbook,
     residency: Residency,
     supervisor: Supervisor,
+    gpus: Gpus,
     slots: EngineSlots,
     view: View,
     events: Events,
@@ -45,7 +49,8 @@ async def watch(
         nursery.start_soon(_models, residency, events, changed)
         nursery.start_soon(_workers, supervisor, events, metrics, changed)
         nursery.start_soon(_peers, host, peerbook, slots, events, metrics)
-        nursery.start_soon(_hardware, config.home, view, metrics, changed)
+        nursery.start_soon(_hardware, config.home, view, changed)
+        nursery.start_soon(_gpus, gpus, supervisor, view, metrics)
 
 
 async def _models(residency: Residency, events: Events, changed: Callable[[], None]) -> None:
@@ -95,7 +100,9 @@ async def _workers(supervisor: Supervisor, events: Events, metrics: Metrics, cha
                 pid=worker.pid,
                 reason=worker.reason,
             )
-        metrics.models_loaded.set(sum(worker.state == "ready" for worker in workers))
+        ready = [worker for worker in workers if worker.state == "ready"]
+        metrics.models_loaded.set(len(ready))
+        metrics.isolation((worker.engine, worker.isolation) for worker in ready)
         changed()
 
 
@@ -118,12 +125,23 @@ async def _peers(host: Host, peerbook: Peerbook, slots: EngineSlots, events: Eve
         metrics.loop_lag_seconds.set(max(0.0, trio.current_time() - late_at))
 
 
-async def _hardware(home: Path, view: View, metrics: Metrics, changed: Callable[[], None]) -> None:
+async def _gpus(gpus: Gpus, supervisor: Supervisor, view: View, metrics: Metrics) -> None:
+    """A reading after the other, never two at a time: a driver that needs long is asked less often."""
+    await view.hardware_known.wait()
+    while True:
+        if view.hardware is not None and view.hardware.gpus:
+            reading = await gpus.read()
+            view.gpus = reading.live
+            metrics.gpus(reading.live)
+            supervisor.note_gpu_memory(reading.process_bytes)
+        await trio.sleep(GPUS_EVERY_SECONDS)
+
+
+async def _hardware(home: Path, view: View, changed: Callable[[], None]) -> None:
     """The probe may need seconds to wake a card, so the node starts without it."""
     while True:
         view.hardware = await trio.to_thread.run_sync(probe, home)
         view.hardware_known.set()
-        metrics.gpus((gpu.index, gpu.utilization_percent, gpu.memory_used_bytes) for gpu in view.hardware.gpus)
         for problem in view.hardware.problems:
             log.warning("%s", problem)
         changed()

@@ -43,6 +43,13 @@ class Serving:
     quantization: str = ""
     skills: tuple[str, ...] = ("chat",)
     """What it can be asked for."""
+    first_token_long_ms: int = 0
+    """Of a prompt of `long_tokens` tokens; `first_token_ms` is of a short one."""
+    long_tokens: int = 0
+    tokens_per_second_together: float = 0.0
+    """Of all streams it takes at once."""
+    results_per_second: float = 0.0
+    """Of a skill other than chat: small requests, as many together as it takes at once."""
     price_basis: str = "tokens"
     """`tokens`: the prices are µOCTO per million tokens; `seconds`, `tokens_per_second`: per second."""
     price_in_micro_octo: int = 0
@@ -260,6 +267,10 @@ def _read_serving(item: Any) -> Serving:
         tokens_per_second=fields.number(value, "tokens_per_second", 0.0),
         first_token_ms=fields.natural(value, "first_token_ms", 0),
         quantization=_line(value, "quantization", "", bytes_max=_SHORT_BYTES_MAX),
+        first_token_long_ms=fields.natural(value, "first_token_long_ms", 0),
+        long_tokens=fields.natural(value, "long_tokens", 0),
+        tokens_per_second_together=fields.number(value, "tokens_per_second_together", 0.0),
+        results_per_second=fields.number(value, "results_per_second", 0.0),
         skills=_lines(value, "skills", most=SKILLS_MAX, bytes_max=_SHORT_BYTES_MAX) or ("chat",),
         price_basis=fields.choice(value, "price_basis", PRICE_BASES, "tokens"),
         price_in_micro_octo=fields.natural(value, "price_in_micro_octo", 0),

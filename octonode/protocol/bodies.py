@@ -16,6 +16,7 @@ from octonode.protocol.messages import (
     ArtifactChunk,
     ErrorReport,
     Message,
+    Mode,
     Negotiate,
     Operation,
     Privacy,
@@ -33,6 +34,7 @@ TYPE_OF: dict[type, str] = {
 }
 OPERATIONS: frozenset[str] = frozenset(get_args(Operation))
 PRIVACY_LEVELS: frozenset[str] = frozenset(get_args(Privacy))
+MODES: frozenset[str] = frozenset(get_args(Mode))
 UPDATE_STATES = frozenset({"submitted", "working", "input_required"})
 RESPONSE_STATES = frozenset({"completed", "canceled"})
 ACTS = frozenset({"offer", "counter", "accept", "confirm", "reject", "cancel", "expire"})
@@ -91,6 +93,7 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "privacy": "public",
     "token": "",
     "artifact": "",
+    "mode": "",
 }
 
 
@@ -104,6 +107,7 @@ def _request_as_map(message: TaskRequest, limits: Limits) -> dict[str, Any]:
         "privacy": message.privacy,
         "token": message.token,
         "artifact": message.input_artifact,
+        "mode": message.mode,
     }
     return _without(value, _REQUEST_DEFAULTS)
 
@@ -181,6 +185,10 @@ def _read_request(value: dict[str, Any], limits: Limits) -> TaskRequest:
         raise RemoteProtocolError("an input artifact is named by the lower-case hex sha256 of its bytes")
     if artifact and value.get("input"):
         raise RemoteProtocolError("a request has its input inline or as an artifact, not both")
+    mode = fields.text(value, "mode", "", bytes_max=NAME_BYTES_MAX)
+    if mode not in MODES:
+        message = f"mode {mode!r} is not known here; known are {', '.join(sorted(MODES - {''}))}, or none"
+        raise RemoteProtocolError(message, code="UNSUPPORTED")
     return TaskRequest(
         operation=operation,  # type: ignore[arg-type]
         skill=fields.text(value, "skill", "chat", bytes_max=NAME_BYTES_MAX),
@@ -190,6 +198,7 @@ def _read_request(value: dict[str, Any], limits: Limits) -> TaskRequest:
         privacy=fields.choice(value, "privacy", PRIVACY_LEVELS, "public"),
         token=fields.text(value, "token", "", bytes_max=TOKEN_BYTES_MAX),
         input_artifact=artifact,
+        mode=mode,  # type: ignore[arg-type]
     )
 
 

@@ -12,6 +12,8 @@ from octonode.ids import MessageId, PeerId, TaskId
 
 Operation = Literal["run", "cancel"]
 Privacy = Literal["private", "confidential", "shared", "public"]
+Mode = Literal["", "realtime", "batch", "async"]
+"""How soon: empty is at once if a slot is free, else in order of arrival."""
 TaskState = Literal["submitted", "working", "input_required", "completed", "failed", "canceled", "rejected"]
 
 
@@ -41,6 +43,7 @@ class TaskRequest:
     """Access token of the provider's join line, where its access is `token`."""
     input_artifact: str = ""
     """Set when `input` follows as artifact chunks: its name. The chunks hold the codec's bytes of the input map."""
+    mode: Mode = ""
 
 
 @dataclass(frozen=True, slots=True)

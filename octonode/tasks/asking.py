@@ -8,7 +8,7 @@ from typing import Literal
 from octonode.engines.contract import TokenLogprob
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId, TaskId
-from octonode.protocol.messages import Privacy
+from octonode.protocol.messages import Mode, Privacy
 from octonode.protocol.work.skills import CHAT, WorkRequest, WorkResult, skill_of
 
 NO_TASK = TaskId(b"")
@@ -39,6 +39,8 @@ class Ask:
     work: WorkRequest | None = None
     """In place of a chat: a request of another skill, whose result comes as `Made`."""
     privacy: Privacy = "public"
+    mode: Mode = ""
+    """How soon, and at which of a node's prices."""
     peer: PeerId | None = None
     """Ask this peer alone, no other and not the local engine. Our own id: the local engine alone."""
     rank: Ranking = "balanced"
@@ -161,3 +163,5 @@ class Candidate:
     context_tokens: int = 0
     price_in_micro_octo: int = 0
     price_out_micro_octo: int = 0
+    """Of the mode that was asked for."""
+    price_basis: str = "tokens"

@@ -17,7 +17,7 @@ from octonode.network.host import Host, Stream, StreamReset
 from octonode.protocol.exchange import Exchange, Received
 from octonode.protocol.messages import ErrorReport, StatusUpdate, TaskRequest, TaskResponse
 from octonode.protocol.states import State
-from octonode.tasks.asking import Answered, Ask, Made, Pieces, Progress
+from octonode.tasks.asking import Answered, Ask, Candidate, Made, Pieces, Progress
 from octonode.tasks.inbox import Inbox
 from octonode.tasks.orders import task_request
 from octonode.tasks.results import piece_of, received, unpack_logprobs, unpack_result
@@ -31,6 +31,8 @@ INLINE_SEND_BYTES = 64 * 1024
 PIECES_PER_TOKEN_MAX = 4
 CHARACTERS_PER_TOKEN_MAX = 256
 """An answer longer than this for its max_tokens is not one: its provider is left."""
+PATIENT = frozenset({"batch", "async"})
+"""Modes whose first token may take as long as the question itself: a silence still counts as a loss."""
 DRAIN_SECONDS = 2.0
 RESET_SECONDS = 1.0
 
@@ -41,7 +43,7 @@ class RemoteAttempt:
     def __init__(
         self,
         ask: Ask,
-        provider: PeerId,
+        candidate: Candidate,
         *,
         host: Host,
         signer: Signer,
@@ -54,7 +56,8 @@ class RemoteAttempt:
         new_id: Callable[[], bytes],
     ) -> None:
         self._ask = ask
-        self.provider = provider
+        self._candidate = candidate
+        self.provider: PeerId = candidate.peer
         self._host = host
         self._settings = settings
         self._silences = silences
@@ -62,7 +65,7 @@ class RemoteAttempt:
         self.waits_since = math.inf
         self._inbox = inbox
         self._now_ms = now_ms
-        self._exchange = Exchange("asker", signer, provider, new_id=new_id)
+        self._exchange = Exchange("asker", signer, candidate.peer, new_id=new_id)
         self._us = signer.peer_id
         self._token = token
         self._conversation = conversation
@@ -86,9 +89,9 @@ class RemoteAttempt:
         self._silences.add(self)
         try:
             with self._silent:
-                with trio.move_on_after(self._settings.first_token_timeout_seconds) as waiting:
+                seconds = math.inf if self._ask.mode in PATIENT else self._settings.first_token_timeout_seconds
+                with trio.move_on_after(seconds) as waiting:
                     return await self._ask_within(waiting)
-                seconds = self._settings.first_token_timeout_seconds
                 raise OctonodeError(f"{self.provider} had no token within {seconds:g} s", code="DEADLINE")
         finally:
             self._silences.remove(self)
@@ -111,6 +114,7 @@ class RemoteAttempt:
             self._ask,
             asker=self._us,
             provider=self.provider,
+            offer=self._candidate,
             task=exchange.task,
             request_sha256=exchange.request_sha256,
         )

@@ -197,15 +197,15 @@ class Dispatcher:
             return LocalModel(failed=f"the local engine failed: {model.reason}")
         return LocalModel(waiting_for=model.state)
 
-    def attempt(self, ask: Ask, provider: PeerId, *, inbox: Inbox, conversation: bytes) -> RemoteAttempt:
+    def attempt(self, ask: Ask, candidate: Candidate, *, inbox: Inbox, conversation: bytes) -> RemoteAttempt:
         return RemoteAttempt(
             ask,
-            provider,
+            candidate,
             host=self.host,
             signer=self.signer,
             settings=self.settings,
             silences=self.silences,
-            token=self.token_for(provider),
+            token=self.token_for(candidate.peer),
             inbox=inbox,
             conversation=conversation,
             now_ms=self.now_ms,

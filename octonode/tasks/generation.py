@@ -13,10 +13,12 @@ from octonode.engines.contract import Engine, EngineFacts, EngineRequest, Finish
 from octonode.errors import NotFound, OctonodeError
 from octonode.identity import Signer
 from octonode.ids import PeerId, TaskId
-from octonode.protocol.receipt import EngineFingerprint, Price, Receipt, Times, sign_receipt
+from octonode.protocol.messages import Mode
+from octonode.protocol.receipt import EngineFingerprint, Receipt, Times, sign_receipt
 from octonode.protocol.transcript import Transcript
 from octonode.protocol.work.skills import WorkResult
 from octonode.tasks.orders import applied, seed_of
+from octonode.tasks.pricing import FREE, PriceList
 from octonode.tasks.resident import Resident
 from octonode.tasks.results import pack_logprobs, pack_result, piece_of
 from octonode.tasks.slots import EngineSlots
@@ -47,12 +49,21 @@ class Order:
     request_sha256: bytes
     privacy: str
     received_at_ms: int
+    mode: Mode = ""
 
 
 class Generation:
     """One order on its way. `work` may be called once; what it has done so far can be read at any time."""
 
-    def __init__(self, order: Order, *, resident: Resident, slots: EngineSlots, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        order: Order,
+        *,
+        resident: Resident,
+        slots: EngineSlots,
+        now_ms: Callable[[], int],
+        prices: PriceList = FREE,
+    ) -> None:
         self.order = order
         self.transcript = Transcript(order.request_sha256)
         self.facts: EngineFacts | None = None
@@ -67,6 +78,7 @@ class Generation:
         self._resident = resident
         self._slots = slots
         self._now_ms = now_ms
+        self._prices = prices
         self._started_at_ms = 0
         self._first_at_ms = 0
 
@@ -83,7 +95,12 @@ class Generation:
         engine = await self._engine(sink)
         self.facts = engine.facts
         async with self._slots.slot(
-            root, engine.facts.parallel, lambda place: sink.progress("queued", place, self._slots.waiting)
+            root,
+            engine.facts.parallel,
+            lambda place: sink.progress("queued", place, self._slots.waiting),
+            mode=self.order.mode,
+            batch_size=engine.facts.batch_size if engine.facts.batch_size > 1 else engine.facts.parallel,
+            on_collect=lambda here, wanted: sink.progress("collecting", here, wanted),
         ):
             # It may have been unloaded or restarted while we stood in line.
             engine = await self._engine(sink)
@@ -109,6 +126,9 @@ class Generation:
                     code="MODEL_UNAVAILABLE",
                     retry_after_seconds=max(1.0, model.retry_in_seconds),
                 )
+            if model.state == "standby":  # it was unloaded for another one while we stood in line
+                self._resident.ask(root)
+                continue
             sink.progress(model.state, model.done_bytes, model.total_bytes)
             await self._resident.wait_changed(seen)
 
@@ -174,6 +194,7 @@ class Generation:
         """The signed receipt of what was done, dag-cbor. Only once an engine was chosen."""
         facts, order = self.facts, self.order
         assert facts is not None
+        now_ms = self._now_ms()
         receipt = Receipt(
             request=order.request_sha256,
             task=order.task,
@@ -191,10 +212,15 @@ class Generation:
             pieces=self.transcript.count,
             transcript=self.transcript.digest,
             finish_reason=self.finish_reason,
-            price=Price(),
+            price=self._prices.price(
+                order.mode,
+                tokens_in=self.tokens_in,
+                tokens_out=self.tokens_out,
+                milliseconds=now_ms - self._started_at_ms if self._started_at_ms else 0,
+            ),
             privacy=order.privacy,
             privacy_evidence="none",
-            times=Times(order.received_at_ms, self._started_at_ms, self._first_at_ms, self._now_ms()),
+            times=Times(order.received_at_ms, self._started_at_ms, self._first_at_ms, now_ms),
         )
         return sign_receipt(signer, receipt)
 

@@ -24,6 +24,7 @@ def task_request(ask: Ask, token: str) -> TaskRequest:
         parameters=parameters,
         privacy=ask.privacy,
         token=token,
+        mode=ask.mode,
     )
 
 

@@ -22,6 +22,7 @@ from octonode.protocol.replay import ReplayWindow
 from octonode.protocol.states import State
 from octonode.protocol.work.skills import CHAT, SKILLS
 from octonode.tasks.admission import Admission, Arrival, Refusal
+from octonode.tasks.pricing import FREE, PriceList
 from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
 from octonode.tasks.resident import Resident
 from octonode.tasks.routing import PRIVACY_BUILT
@@ -83,6 +84,7 @@ class Provider:
         receipts: ReceiptStore,
         tasks: TaskLog,
         skills: Mapping[str, Skill] | None = None,
+        prices: PriceList = FREE,
         limits: Limits = DEFAULT_LIMITS,
         now_ms: Callable[[], int] = wall_clock_ms,
         new_id: Callable[[], bytes] = new_id,
@@ -94,6 +96,7 @@ class Provider:
         self._receipts = receipts
         self._tasks = tasks
         self._skills = dict(skills or {})
+        self._prices = prices
         self._limits = limits
         self._now_ms = now_ms
         self._new_id = new_id
@@ -254,12 +257,29 @@ class Provider:
         if engine is not None and request.skill not in engine.facts.skills:
             has = ", ".join(engine.facts.skills)
             return Refusal("UNSUPPORTED", f"{request.model} has no skill {request.skill}; it has {has}")
-        full = engine is not None and self._slots.full(request.model, engine.facts.parallel)
+        if not self._prices.offers(request.mode):
+            return Refusal("UNSUPPORTED", f"mode {request.mode} is not offered here; ask without a mode")
+        if request.mode == "realtime":
+            return self._not_at_once(request) or self._admission.begin(exchange.remote, queue_full=False, known=known)
+        full = engine is not None and self._slots.full(request.model, engine.facts.parallel, request.mode)
         return self._admission.begin(exchange.remote, queue_full=full, known=known)
+
+    def _not_at_once(self, request: TaskRequest) -> Refusal | None:
+        """Why a realtime task cannot begin now; it never waits."""
+        engine = self._resident.engine(request.model)
+        if engine is None:
+            return Refusal("MODEL_LOADING", f"{request.model} is not loaded yet, and a realtime task never waits", 1000)
+        if self._slots.full(request.model, engine.facts.parallel, "realtime"):
+            slots = engine.facts.parallel
+            message = (
+                f"all {slots} slots are taken, and a realtime task never waits; ask another node, or without a mode"
+            )
+            return Refusal("OVERLOADED", message, 1000)
+        return None
 
     async def _work(self, key: Key, run: Run, known: bool) -> None:
         try:
-            await run.work(resident=self._resident, slots=self._slots, signer=self._signer)
+            await run.work(resident=self._resident, slots=self._slots, signer=self._signer, prices=self._prices)
         finally:
             self._admission.end(run.peer, known=known)
             self._ended[key] = None

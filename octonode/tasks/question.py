@@ -114,7 +114,7 @@ class Question:
 
     async def _ask_peer(self, candidate: Candidate) -> Answered | OctonodeError:
         home = self._home
-        attempt = home.attempt(self._ask, candidate.peer, inbox=self.inbox, conversation=self._conversation)
+        attempt = home.attempt(self._ask, candidate, inbox=self.inbox, conversation=self._conversation)
         try:
             answered = await attempt.ask()
         except OctonodeError as error:
@@ -156,6 +156,7 @@ class Question:
             exchange.request_sha256,
             ask.privacy,
             home.now_ms(),
+            ask.mode,
         )
         made = Generation(order, resident=home.resident, slots=home.slots, now_ms=home.now_ms)
         sink = _LocalSink(self)

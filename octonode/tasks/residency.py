@@ -253,7 +253,7 @@ class Residency:
         self._desired[model.root] = request
         self._engines.set_desired(dict(self._desired))
         await self._engines.wait_ready(model.root)
-        wish.used_at = trio.current_time()
+        wish.used_at, wish.asked = trio.current_time(), False
         self._set(wish, "serving", failures=0)
 
     async def _make_room(self, room: Room, wish: _Wish, model: ResolvedModel, request: LoadRequest) -> LoadRequest:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 from octonode.ids import PeerId
 from octonode.protocol.announcement import Announcement, Serving
 from octonode.tasks.asking import Ask, Candidate, Ranking
+from octonode.tasks.pricing import offered
 
 BYTES_PER_TOKEN_MOST = 32
 """Text rarely has tokens as long as this: what is over the context even then is not sent."""
+BYTES_PER_TOKEN_USUAL = 4
+"""Of English text; good enough to tell a long prompt from a short one."""
 
 PRIVACY_BUILT = frozenset({"public"})
 """Levels this version can keep; others are refused, never downgraded."""
@@ -66,6 +69,8 @@ def choose(
     rank = RANKINGS[ask.rank]
     for announcement in newest.values():
         serving = serving_of(announcement, ask.model_root)
+        if serving is not None:
+            serving = expected(offered(serving, ask.mode) or serving, ask)
         candidate = _remote(ask, announcement, serving, now_ms)
         standing = standings.get(announcement.peer_id, Standing())
         waits = standing.not_before_ms > now_ms
@@ -90,7 +95,12 @@ def _local(ask: Ask, us: PeerId, local: LocalModel) -> Candidate:
     elif ask.privacy not in PRIVACY_BUILT:
         reason = f"privacy level {ask.privacy} is not kept by this version"
     else:
-        reason = local.failed or _unskilled(ask, local.skills) or _over_context(ask, local.context_tokens)
+        reason = (
+            local.failed
+            or _too_late(ask, local)
+            or _unskilled(ask, local.skills)
+            or _over_context(ask, local.context_tokens)
+        )
     first = f"the local engine is asked last: {local.waiting_for}" if local.waiting_for else "the local engine is first"
     return Candidate(
         us,
@@ -122,6 +132,7 @@ def _remote(ask: Ask, announcement: Announcement, serving: Serving | None, now_m
         context_tokens=serving.context_tokens,
         price_in_micro_octo=serving.price_in_micro_octo,
         price_out_micro_octo=serving.price_out_micro_octo,
+        price_basis=serving.price_basis,
     )
 
 
@@ -137,7 +148,15 @@ def _why_not(ask: Ask, announcement: Announcement, serving: Serving | None, now_
         return "it does not serve this model"
     if ask.privacy not in PRIVACY_BUILT:
         return f"privacy level {ask.privacy} is not kept by this version"
+    if ask.mode and ask.mode not in serving.modes:
+        return f"it does not offer mode {ask.mode}"
     return _unskilled(ask, serving.skills) or _over_context(ask, serving.context_tokens)
+
+
+def _too_late(ask: Ask, local: LocalModel) -> str:
+    if ask.mode != "realtime" or not local.waiting_for:
+        return ""
+    return f"the local engine is not there yet ({local.waiting_for}), and a realtime task never waits"
 
 
 def _unskilled(ask: Ask, skills: Sequence[str]) -> str:
@@ -157,6 +176,19 @@ def _over_context(ask: Ask, context_tokens: int) -> str:
 
 def prompt_bytes(ask: Ask) -> int:
     return len(ask.prompt.encode()) + sum(len(message.get("content", "").encode()) for message in ask.messages)
+
+
+def expected(serving: Serving, ask: Ask) -> Serving:
+    """The announced figures as they are for this request: the first token by the length of its prompt, between and
+    beyond the two lengths that were measured; the speed of work that is no chat in results a second."""
+    if ask.work is not None:
+        seconds = 1 / serving.results_per_second if serving.results_per_second else 0.0
+        return replace(serving, tokens_per_second=serving.results_per_second, first_token_ms=round(seconds * 1000))
+    if not serving.long_tokens or not serving.first_token_ms:
+        return serving
+    longer_ms = max(0, serving.first_token_long_ms - serving.first_token_ms)
+    tokens = prompt_bytes(ask) / BYTES_PER_TOKEN_USUAL
+    return replace(serving, first_token_ms=round(serving.first_token_ms + longer_ms * tokens / serving.long_tokens))
 
 
 def _load(serving: Serving) -> float:

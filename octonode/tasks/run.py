@@ -17,6 +17,7 @@ from octonode.protocol.messages import ErrorReport, TaskRequest, TaskResponse
 from octonode.tasks.faults import told
 from octonode.tasks.generation import Generation, Order
 from octonode.tasks.orders import engine_request
+from octonode.tasks.pricing import FREE, PriceList
 from octonode.tasks.receipts import TaskRecord
 from octonode.tasks.resident import Resident
 from octonode.tasks.results import told as told_result
@@ -130,14 +131,14 @@ class Run:
         while self.delivered and len(self.pieces) - min(self.delivered.values()) > UNDELIVERED_PIECES_MAX:
             await self._room.park()
 
-    async def work(self, *, resident: Resident, slots: EngineSlots, signer: Signer) -> None:
+    async def work(self, *, resident: Resident, slots: EngineSlots, signer: Signer, prices: PriceList = FREE) -> None:
         """To the terminal frame. Raises nothing: a bug becomes INTERNAL, is logged, and the daemon stays up."""
         self.life.on("start")
         self._scope.deadline = trio.current_time() + (self.expires_at_ms - self._now_ms()) / 1000
         terminal: TaskResponse | ErrorReport | None = None
         try:
             with self._scope:
-                terminal = await self._answer(resident, slots, signer)
+                terminal = await self._answer(resident, slots, signer, prices)
             if terminal is None:
                 terminal = self._stopped(signer)
         except Exception as error:
@@ -149,7 +150,7 @@ class Run:
         self.terminal = terminal
         self._tell()
 
-    async def _answer(self, resident: Resident, slots: EngineSlots, signer: Signer) -> TaskResponse:
+    async def _answer(self, resident: Resident, slots: EngineSlots, signer: Signer, prices: PriceList) -> TaskResponse:
         with trio.move_on_after(INPUT_SECONDS_MAX):
             await self._input_whole.wait()
         if self._input is None:
@@ -166,9 +167,10 @@ class Run:
             self.request_sha256,
             self.request.privacy,
             self.started_at_ms,
+            self.request.mode,
         )
         self._input = None
-        self.generation = Generation(order, resident=resident, slots=slots, now_ms=self._now_ms)
+        self.generation = Generation(order, resident=resident, slots=slots, now_ms=self._now_ms, prices=prices)
         finished = await self.generation.work(self)
         if finished.reason == "cancel":
             raise OctonodeError("the engine stopped the answer; try again", code="ENGINE_FAILED")

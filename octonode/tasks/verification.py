@@ -5,21 +5,33 @@ from __future__ import annotations
 from octonode.errors import VerificationFailed
 from octonode.ids import PeerId, TaskId
 from octonode.protocol.messages import TaskResponse
-from octonode.protocol.receipt import check_receipt, verify_receipt
+from octonode.protocol.receipt import Receipt, check_receipt, verify_receipt
 from octonode.protocol.transcript import Transcript, verify_checkpoint
-from octonode.tasks.asking import Ask
+from octonode.tasks.asking import Ask, Candidate
 from octonode.tasks.orders import parameters_of
+from octonode.tasks.pricing import total_micro_octo
 
 
 class Verification:
     """The verdict on one answer of one provider. A failed check stays; it stops nothing."""
 
-    def __init__(self, ask: Ask, *, asker: PeerId, provider: PeerId, task: TaskId, request_sha256: bytes) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        asker: PeerId,
+        provider: PeerId,
+        task: TaskId,
+        request_sha256: bytes,
+        offer: Candidate | None = None,
+    ) -> None:
+        """`offer` holds the price that the provider has announced."""
         self.reason = ""
         """The first thing that did not hold; empty so far."""
         self.attested = 0
         """Pieces under the last good checkpoint."""
         self._ask = ask
+        self._offer = offer
         self._asker = asker
         self._provider = provider
         self._task = task
@@ -55,8 +67,9 @@ class Verification:
         seed = parameters.pop("seed", None)
         expected = {"seed": seed} if seed is not None else {}
         try:
+            receipt = verify_receipt(response.receipt)
             check_receipt(
-                verify_receipt(response.receipt),
+                receipt,
                 request=self._request,
                 task=self._task,
                 asker=self._asker,
@@ -71,8 +84,24 @@ class Verification:
                 parameters=parameters,
                 **expected,
             )
+            self._check_price(receipt)
         except VerificationFailed as error:
             self._fault(error.message)
+
+    def _check_price(self, receipt: Receipt) -> None:
+        """The total follows from the rates, and no rate is above the announced one."""
+        price, times, offer = receipt.price, receipt.times, self._offer
+        rates = (price.rate_in_micro_octo, price.rate_out_micro_octo)
+        work_ms = times.finished_at_ms - times.started_at_ms if times.started_at_ms else 0
+        total = total_micro_octo(price.basis, rates, (receipt.tokens_in, receipt.tokens_out), work_ms)
+        if price.total_micro_octo != total:
+            self._fault(f"price: the total is {price.total_micro_octo} µOCTO, and its rates make {total}")
+        if offer is None or not any(rates):
+            return
+        announced = (offer.price_in_micro_octo, offer.price_out_micro_octo)
+        if price.basis != offer.price_basis or rates[0] > announced[0] or rates[1] > announced[1]:
+            asked_for = f"{announced} by {offer.price_basis}"
+            self._fault(f"price: its rates are {rates} µOCTO by {price.basis}, and {asked_for} were announced")
 
     def _fault(self, reason: str) -> None:
         self.reason = self.reason or reason

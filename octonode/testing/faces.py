@@ -33,16 +33,20 @@ from octonode.api.schema import (
     VerifyModel,
 )
 from octonode.api.server import Bound, serve
-from octonode.config import ApiConfig
+from octonode.config import ApiConfig, JobsConfig
 from octonode.errors import NotFound, Refused, Unreachable
 from octonode.identity import NodeKey
 from octonode.ids import TaskId
-from octonode.tasks.asking import Answered, Ask, AskEvent, Attempt, Candidate, Pieces
+from octonode.protocol.work.skills import WorkResult
+from octonode.tasks.asking import Answered, Ask, AskEvent, Attempt, Candidate, Made, Pieces, Progress
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 from octonode.testing.faces_cache import PlayedCache
+from octonode.testing.faces_engines import PlayedEngines
 from octonode.testing.faces_fitting import PlayedFitting
+from octonode.testing.faces_jobs import played_jobs
 from octonode.testing.faces_models import PlayedFetches
 from octonode.testing.faces_pins import PlayedPins
+from octonode.testing.faces_quantizing import PlayedQuantizing
 from octonode.testing.faces_uploads import PlayedBridges, PlayedUploads
 from octonode.testing.faces_versions import PlayedVersions
 
@@ -80,6 +84,19 @@ def says(*pieces: str) -> Script:
         for index, piece in enumerate(pieces):
             yield Pieces((piece,), index)
         yield answered(len(pieces))
+
+    return script
+
+
+def makes(result: WorkResult, steps: int = 0) -> Script:
+    """A script that answers with this result, after so many steps."""
+
+    async def script(_: Ask) -> AsyncIterator[AskEvent]:
+        yield Attempt(0, PROVIDER, local=False)
+        for done in range(1, steps + 1):
+            yield Progress(PROVIDER, "step", done, steps)
+        yield Made(result)
+        yield answered(1)
 
     return script
 
@@ -268,12 +285,18 @@ class Stage:
     fetches: PlayedFetches = field(default_factory=PlayedFetches)
     cache: PlayedCache = field(default_factory=PlayedCache)
     fitting: PlayedFitting = field(default_factory=PlayedFitting)
+    engines: PlayedEngines = field(default_factory=PlayedEngines)
     versions: PlayedVersions = field(default_factory=PlayedVersions)
     uploads: PlayedUploads = field(default_factory=PlayedUploads)
     bridges: PlayedBridges = field(default_factory=PlayedBridges)
     pins: PlayedPins = field(default_factory=PlayedPins)
+    quantizing: PlayedQuantizing = field(default_factory=PlayedQuantizing)
+    jobs_settings: JobsConfig = field(default_factory=JobsConfig)
     shutdown: trio.Event = field(default_factory=trio.Event)
     bound: Bound = field(default_factory=lambda: Bound("", 0))
+
+    def __post_init__(self) -> None:
+        self.jobs = played_jobs(self.asking.ask, self.jobs_settings)
 
     @property
     def url(self) -> str:
@@ -283,31 +306,34 @@ class Stage:
     def ports(self) -> Ports:
         return Ports(
             asking=self.asking, models=self.models, node=self.node, peers=self.peers, records=self.records,
-            fetches=self.fetches, cache=self.cache, fitting=self.fitting,
+            fetches=self.fetches, cache=self.cache, fitting=self.fitting, engines=self.engines,
             versions=self.versions, uploads=self.uploads, bridges=self.bridges,
-            pins=self.pins,
+            pins=self.pins, quantizing=self.quantizing, jobs=self.jobs,
         )  # fmt: skip
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Stage]:
         """Serves until the block is left, then drains."""
         app = make_app(self.ports, config=self.config, token=TOKEN)
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as behind:
+            await behind.start(self.jobs.run)
+            async with trio.open_nursery() as nursery:
 
-            async def run_server(task_status: trio.TaskStatus[Bound]) -> None:
-                await serve(
-                    app,
-                    self.config.listen,
-                    shutdown_event=self.shutdown,
-                    limits=self.limits,
-                    task_status=task_status,
-                )
+                async def run_server(task_status: trio.TaskStatus[Bound]) -> None:
+                    await serve(
+                        app,
+                        self.config.listen,
+                        shutdown_event=self.shutdown,
+                        limits=self.limits,
+                        task_status=task_status,
+                    )
 
-            self.bound = await nursery.start(run_server)
-            try:
-                yield self
-            finally:
-                self.shutdown.set()
+                self.bound = await nursery.start(run_server)
+                try:
+                    yield self
+                finally:
+                    self.shutdown.set()
+            behind.cancel_scope.cancel()
 
 
 def home_of(stage: Stage, directory: Path) -> Path:

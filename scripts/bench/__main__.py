@@ -1,6 +1,6 @@
 """`make bench`: figures against their goals, side by side in one run, into build/bench.json.
 
-    python -m scripts.bench                     all rows, about twenty minutes on two cores
+    python -m scripts.bench                     all rows, about thirty minutes on two cores
     python -m scripts.bench --only NAME         one row, or all rows that begin with NAME
     python -m scripts.bench --list              the names
 
@@ -24,6 +24,7 @@ from scripts.bench import (
     bitswap,
     crowd,
     daemon,
+    engines,
     first_token,
     gossip,
     ground,
@@ -52,6 +53,9 @@ GROUPS = (
     Group(ground.GOALS, ground.measure),
     Group(first_token.GOALS, first_token.measure),
     Group(tokens.GOALS, tokens.measure),
+    Group(engines.GENERATING_GOALS, engines.measure_generating),
+    Group(engines.BATCHING_GOALS, engines.measure_batching),
+    Group(engines.LINE_GOALS, engines.measure_line),
     Group(transfer.GOALS, transfer.measure),
     Group(bitswap.GOALS, bitswap.measure),
     Group(many_sources.GOALS, many_sources.measure),

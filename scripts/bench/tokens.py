@@ -1,4 +1,8 @@
-"""Tokens a second of a real model through a peer, against the same worker driven over frames by a bare trio parent."""
+"""Tokens of a real model through a peer, against the same worker driven bare, and against the engine's own server.
+
+The three take turns in one run, each with a worker of its own: the daemons, a bare trio parent that writes frames to a
+worker, and xllamacpp's HTTP server with the settings that our worker gives it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -17,17 +22,39 @@ from octonode.engines.contract import GenerateRequest
 from octonode.engines.process import WorkerProcess
 from octonode.engines.select import load_request
 from scripts.bench.chat import ask
+from scripts.bench.metrics import lags_of
 from scripts.bench.nodes import MODEL, START_SECONDS, pair
-from scripts.bench.rows import Goal, Row, median
+from scripts.bench.own_server import own_server
+from scripts.bench.rows import Goal, Row, median, percentile
 
-ROUNDS = 8
-STREAMS = 8
-TOKENS = 128
-_AGAINST = "the same worker driven over frames by a bare trio parent, in turn; SmolLM2-135M Q4_1, 1 engine thread"
+STREAMS = (1, 4, 8, 32)
+ROUNDS = {1: 8, 4: 6, 8: 6, 32: 3}
+TOKENS = {1: 128, 4: 64, 8: 64, 32: 24}
+"""Of each answer, by the number of streams: a round takes some seconds each way."""
+CONTEXT_TOKENS = 512
+_MODEL = "in turn; SmolLM2-135M Q4_1, 1 engine thread"
+_BARE = f"the same worker driven over frames by a bare trio parent, {_MODEL}"
+_OWN = f"xllamacpp's own HTTP server with the same settings, {_MODEL}"
 
-ONE = Goal("tokens_through_peer_1", "ratio", ">=", 0.97, f"{_AGAINST}, 1 stream")
-EIGHT = Goal("tokens_through_peer_8", "ratio", ">=", 0.97, f"{_AGAINST}, {STREAMS} streams")
-GOALS = (ONE, EIGHT)
+BARE = {n: Goal(f"tokens_through_peer_{n}", "ratio", ">=", 0.97, f"{_BARE}, {n} streams") for n in STREAMS}
+OWN = {n: Goal(f"tokens_peer_vs_own_server_{n}", "ratio", ">=", 0.97, f"{_OWN}, {n} streams") for n in STREAMS}
+FIRST = Goal("first_token_real_added_p50", "ms", "<=", 10, f"{_BARE}, 1 stream, p50 of each")
+GAIN = Goal(
+    "streams_gain_8", "ratio", ">=", 0.95, "gain from 1 to 8 streams through a peer / of the engine's own server"
+)
+LAG = Goal("loop_lag_p99_32_streams", "ms", "<=", 30, "the worse of both daemons' loops, looked at four times a second")
+GOALS = (*BARE.values(), *OWN.values(), FIRST, GAIN, LAG)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer: its tokens, and when the first one came."""
+
+    tokens: int
+    first_seconds: float
+
+
+Generate = Callable[[str, int], Awaitable[Said]]
 
 
 @dataclass(slots=True)
@@ -36,6 +63,7 @@ class BareParent:
 
     channel: FrameChannel
     ends: dict[int, frames.EndFrame | frames.ErrorFrame] = field(default_factory=dict)
+    firsts: dict[int, float] = field(default_factory=dict)
     loaded: trio.Event = field(default_factory=trio.Event)
     news: trio.Condition = field(default_factory=trio.Condition)
     next_id: int = 1
@@ -48,13 +76,16 @@ class BareParent:
                         self.loaded.set()
                     elif isinstance(frame, frames.LoadFailed):
                         raise RuntimeError(frame.message)
+                    elif isinstance(frame, frames.PiecesFrame):
+                        self.firsts.setdefault(frame.id, trio.current_time())
                     elif isinstance(frame, frames.EndFrame | frames.ErrorFrame):
                         self.ends[frame.id] = frame
                         async with self.news:
                             self.news.notify_all()
 
-    async def generate(self, prompt: str, max_tokens: int) -> int:
-        """Tokens of one greedy answer."""
+    async def generate(self, prompt: str, max_tokens: int) -> Said:
+        """One greedy answer."""
+        begun = trio.current_time()
         id_, self.next_id = self.next_id, self.next_id + 1
         messages = ({"role": "user", "content": prompt},)
         self.channel.send(frames.Submit(id_, GenerateRequest(messages, max_tokens, temperature=0.0)))
@@ -64,7 +95,7 @@ class BareParent:
         end = self.ends.pop(id_)
         if isinstance(end, frames.ErrorFrame):
             raise RuntimeError(end.message)
-        return end.tokens_out
+        return Said(end.tokens_out, self.firsts.pop(id_, begun) - begun)
 
 
 @asynccontextmanager
@@ -88,46 +119,73 @@ async def bare_parent(folder: Path, settings: EnginesConfig) -> AsyncIterator[Ba
 
 
 async def measure(folder: Path) -> list[Row]:
-    values = {"engines_parallel": STREAMS, "engines_context_tokens": 2048}
-    settings = EnginesConfig(threads=1, parallel=STREAMS, context_tokens=2048)
+    most = max(STREAMS)
+    values = {"engines_parallel": most, "engines_context_tokens": CONTEXT_TOKENS, "engines_measure_seconds": 0}
+    settings = EnginesConfig(threads=1, parallel=most, context_tokens=CONTEXT_TOKENS)
+    request = load_request(settings, model_root="bench", model_path=MODEL, model_format="gguf")
     async with (
-        pair(folder, MODEL, **values) as (_, asker, reference),
+        pair(folder, MODEL, **values) as (provider, asker, reference),
         bare_parent(folder, settings) as parent,
+        own_server(folder, request) as own,
     ):
-
-        async def through_peer(prompt: str) -> int:
-            reply = await ask(asker.api, reference, prompt, TOKENS)
-            if not reply.whole:
-                raise RuntimeError(f"an answer broke off: {reply}")
-            return reply.tokens_out
-
-        async def bare(prompt: str) -> int:
-            return await parent.generate(prompt, TOKENS)
-
+        ways: dict[str, Generate] = {
+            "peer": partial(_ask, asker.api, reference),
+            "bare": parent.generate,
+            "own": partial(_ask, own, "smollm2"),
+        }
         rows: list[Row] = []
-        for goal, streams in ((ONE, 1), (EIGHT, STREAMS)):
-            ratios = []
-            for number in range(-1, ROUNDS):  # the first warms both and does not count
-                prompts = [f"Round {number}, {stream}: write a long story about the sea." for stream in range(streams)]
-                ways = (bare, through_peer) if number % 2 else (through_peer, bare)
-                speeds = {way: await _speed(way, prompts) for way in ways}
-                if number >= 0:
-                    ratios.append(speeds[through_peer] / speeds[bare])
-            rows.append(goal.row(median(ratios), ROUNDS))
+        speeds: dict[int, dict[str, list[float]]] = {}
+        for streams in STREAMS:
+            async with lags_of((provider, asker)) as lags:
+                speeds[streams], firsts = await _rounds(ways, streams)
+            rows.append(BARE[streams].row(_ratio(speeds[streams], "bare"), ROUNDS[streams]))
+            rows.append(OWN[streams].row(_ratio(speeds[streams], "own"), ROUNDS[streams]))
+            if streams == 1:
+                added = percentile(firsts["peer"], 0.5) - percentile(firsts["bare"], 0.5)
+                rows.append(FIRST.row(added * 1000, ROUNDS[1]))
+            if streams == most:
+                rows.append(LAG.row(percentile(lags, 0.99) * 1000, len(lags)))
+    gains = {way: median(speeds[8][way]) / median(speeds[1][way]) for way in ("peer", "own")}
+    rows.append(GAIN.row(gains["peer"] / gains["own"], ROUNDS[8]))
     return rows
 
 
-async def _speed(generate: Callable[[str], Awaitable[int]], prompts: list[str]) -> float:
-    """Tokens a second of all prompts at once, from the first request to the last end."""
-    tokens = 0
+def _ratio(speeds: dict[str, list[float]], against: str) -> float:
+    return median([ours / theirs for ours, theirs in zip(speeds["peer"], speeds[against], strict=True)])
+
+
+async def _rounds(ways: dict[str, Generate], streams: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """(tokens a second of each round, seconds to each first token), by way."""
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    firsts: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(-1, ROUNDS[streams]):  # the first warms all and does not count
+        prompts = [f"Round {number}, {stream}: write a long story about the sea." for stream in range(streams)]
+        turn = number % len(ways)
+        for way in [*ways][turn:] + [*ways][:turn]:
+            speed, seen = await _speed(ways[way], prompts, TOKENS[streams])
+            if number >= 0:
+                speeds[way].append(speed)
+                firsts[way] += seen
+    return speeds, firsts
+
+
+async def _ask(api: str, model: str, prompt: str, max_tokens: int) -> Said:
+    reply = await ask(api, model, prompt, max_tokens)
+    if not reply.whole:
+        raise RuntimeError(f"an answer broke off: {reply}")
+    return Said(reply.tokens_out, reply.first_seconds)
+
+
+async def _speed(generate: Generate, prompts: list[str], max_tokens: int) -> tuple[float, list[float]]:
+    """(tokens a second of all prompts at once, from the first request to the last end; seconds to each first)."""
+    answers: list[Said] = []
 
     async def one(prompt: str) -> None:
-        nonlocal tokens
-        made = await generate(prompt)  # apart: `+=` would read the sum before it waits
-        tokens += made
+        answers.append(await generate(prompt, max_tokens))
 
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
         for prompt in prompts:
             nursery.start_soon(one, prompt)
-    return tokens / (trio.current_time() - begun)
+    seconds = trio.current_time() - begun
+    return sum(answer.tokens for answer in answers) / seconds, [answer.first_seconds for answer in answers]

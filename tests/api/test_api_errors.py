@@ -11,8 +11,8 @@ import openai
 import pytest
 import trio
 
+from octonode.api.answering import COLD_WAIT_SECONDS
 from octonode.api.app import make_app
-from octonode.api.openai import COLD_WAIT_SECONDS
 from octonode.api.streaming import PING_SECONDS, EventStream
 from octonode.config import ApiConfig
 from octonode.errors import TABLE, OctonodeError, from_wire
@@ -88,8 +88,8 @@ async def test_the_openai_client_raises_its_own_errors() -> None:
             await trio.to_thread.run_sync(ask)
         assert full.value.response.headers["retry-after"] == "3"
         with pytest.raises(openai.BadRequestError) as tools:
-            await trio.to_thread.run_sync(lambda: ask(tools=[{"type": "function", "function": {"name": "f"}}]))
-        assert tools.value.param == "tools"
+            await trio.to_thread.run_sync(lambda: ask(tools=[{"type": "custom", "custom": {"name": "f"}}]))
+        assert tools.value.param == "tools[0]"
         lost = ProviderLost("it was lost", provider=PROVIDER, received=("so",))
         stage.asking.script = fails(lost, after=("so",))
         with pytest.raises(openai.APIError, match="it was lost"):
@@ -143,8 +143,8 @@ async def test_an_answer_that_ends_without_its_end_is_a_loss() -> None:
         ({"privacy_level": "private"}, 422, "PRIVACY_UNAVAILABLE", "privacy_level"),
         ({"privacy_level": "secret"}, 400, "BAD_REQUEST", "privacy_level"),
         ({"n": 2}, 400, "UNSUPPORTED", "n"),
-        ({"logprobs": True}, 400, "UNSUPPORTED", "logprobs"),
-        ({"response_format": {"type": "json_object"}}, 400, "UNSUPPORTED", "response_format"),
+        ({"logprobs": 1}, 400, "BAD_REQUEST", "logprobs"),
+        ({"response_format": {"type": "grammar"}}, 400, "BAD_REQUEST", "response_format"),
         ({"max_token": 5}, 400, "BAD_REQUEST", "max_token"),
         ({"stop": ["a"] * 5}, 400, "BAD_REQUEST", "stop"),
         ({"temperature": 2.5}, 400, "BAD_REQUEST", "temperature"),

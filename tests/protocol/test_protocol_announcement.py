@@ -42,6 +42,7 @@ servings = st.builds(
     count,
     short,
     price_out_micro_octo=count,
+    modes=st.dictionaries(short, st.tuples(count, count), max_size=3),
 )
 holdings = st.builds(Holding, short, short, short, short, st.booleans())
 announcements = st.builds(
@@ -118,6 +119,13 @@ def test_times_are_checked() -> None:
         {"serving": [{}]},
         {"serving": [{"root": ROOT, "tokens_per_second": -1.0}]},
         {"serving": [{"root": ROOT, "price_out_micro_octo": 0.5}]},
+        {"serving": [{"root": ROOT, "modes": {"async": [1]}}]},
+        {"serving": [{"root": ROOT, "modes": {"async": [1, -2]}}]},
+        {"serving": [{"root": ROOT, "modes": {"async": [1, True]}}]},
+        {"serving": [{"root": ROOT, "modes": {"async": 1}}]},
+        {"serving": [{"root": ROOT, "modes": {"a\x1b[2J": [1, 2]}}]},
+        {"serving": [{"root": ROOT, "modes": {"x" * 65: [1, 2]}}]},
+        {"serving": [{"root": ROOT, "modes": {str(number): [1, 2] for number in range(9)}}]},
         {"holding": [[]]},
         {"sequence": True},
         {"peer_id": "nobody"},
@@ -139,7 +147,8 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_the_size_is_bounded_on_both_sides_and_fit_makes_it_hold() -> None:
-    serving = tuple(Serving(root=ROOT, name=f"{NODE.peer_id}/model-{number}") for number in range(70))
+    modes = {"realtime": (150, 300), "batch": (100, 200), "async": (50, 100)}
+    serving = tuple(Serving(root=ROOT, name=f"{NODE.peer_id}/model-{number}", modes=modes) for number in range(70))
     holding = tuple(Holding(root=ROOT, manifest=ROOT, version=str(number)) for number in range(70))
     large = replace(PLAIN, serving=serving, holding=holding)
     with pytest.raises(LocalProtocolError) as caught:

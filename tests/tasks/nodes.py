@@ -18,8 +18,10 @@ from octonode.ids import AGENT_PROTOCOL, PeerId
 from octonode.protocol.announcement import Announcement, Serving
 from octonode.state import State
 from octonode.tasks.dispatcher import Answered, Ask, AskEvent, Attempt, Dispatcher, Pieces
+from octonode.tasks.pricing import FREE, PriceList, announced_prices
 from octonode.tasks.provider import Provider
 from octonode.tasks.residency import FetchProgress, Residency, ResolvedModel
+from octonode.tasks.room import Room
 from octonode.tasks.slots import EngineSlots
 from octonode.testing.engine import TwinEngines
 from octonode.testing.network import MemoryNetwork
@@ -102,7 +104,18 @@ class Door:
 
 
 class Node:
-    def __init__(self, net: MemoryNetwork, number: int, home: Path, settings: TasksConfig, engines: Any = None) -> None:
+    room: Room | None = None
+    """Of all nodes that are built; None: memory is nobody's concern."""
+
+    def __init__(
+        self,
+        net: MemoryNetwork,
+        number: int,
+        home: Path,
+        settings: TasksConfig,
+        engines: Any = None,
+        prices: PriceList = FREE,
+    ) -> None:
         self.network = net
         self.key = NodeKey(bytes([number]) * 32)
         self.peer = self.key.peer_id
@@ -113,15 +126,17 @@ class Node:
         self.source = Source(home)
         self.book = Book()
         self.door = Door()
-        self.slots = EngineSlots(settings.queue_max)
+        self.prices = prices
+        self.slots = EngineSlots(settings.queue_max, batch_seconds=settings.batch_seconds)
         self.residency = Residency(
             source=self.source,
             engines=self.engines,
             load_request=lambda model, path, folder: LoadRequest("scripted", None, model.root, options=self.options),
+            room=self.room,
         )
         common = {"signer": self.key, "settings": settings, "resident": self.residency, "slots": self.slots}
         kept = {"receipts": self.state, "tasks": self.state, "now_ms": now_ms}
-        self.provider = Provider(access=self.door, **common, **kept)  # type: ignore[arg-type]
+        self.provider = Provider(access=self.door, prices=prices, **common, **kept)  # type: ignore[arg-type]
         self.dispatcher = Dispatcher(
             host=self.host,
             providers=self.book,
@@ -149,14 +164,18 @@ class Node:
         return self.residency.engine(root)
 
     def announcement(self, **changes: object) -> Announcement:
-        served: dict[str, object] = {"context_tokens": 2048, "parallel": 4, **changes}
+        served: dict[str, object] = {"context_tokens": 2048, "parallel": 4, **announced_prices(self.prices), **changes}
         serving = Serving(ROOT, **served)  # type: ignore[arg-type]
         return Announcement(self.peer, 1, now_ms(), now_ms() + 3_600_000, serving=(serving,))
 
 
 @asynccontextmanager
 async def nodes(
-    home: Path, count: int, settings: TasksConfig | None = None, engines: Sequence[Any] = ()
+    home: Path,
+    count: int,
+    settings: TasksConfig | None = None,
+    engines: Sequence[Any] = (),
+    prices: PriceList = FREE,
 ) -> AsyncIterator[list[Node]]:
     """`count` running nodes; the first knows the way to all others and has an announcement of none yet.
 
@@ -164,7 +183,8 @@ async def nodes(
     """
     net = MemoryNetwork()
     given: list[Any] = [*engines, *[None] * count]
-    built = [Node(net, number + 1, home, settings or TasksConfig(), given[number]) for number in range(count)]
+    chosen = settings or TasksConfig()
+    built = [Node(net, number + 1, home, chosen, given[number], prices) for number in range(count)]
     async with trio.open_nursery() as nursery:
         for node in built:
             await node.start(nursery)

@@ -14,6 +14,8 @@ from typing import Any
 from octonode.api.schema.facts import CandidateFacts, ModelFacts
 from octonode.api.schema.failures import error_body
 from octonode.api.schema.plain import to_json
+from octonode.api.schema.tools import Call
+from octonode.engines.contract import TokenLogprob
 from octonode.errors import OctonodeError
 
 DONE = b"data: [DONE]\n\n"
@@ -71,8 +73,13 @@ class Chunks:
     def text(self, text: str) -> bytes:
         return self._head + _json(text) + self._tail
 
-    def finish(self, reason: str, facts: AnswerFacts) -> bytes:
-        choice = _choice({}, finish_reason=reason)
+    def call(self, call_id: str, call: Call) -> bytes:
+        """The first chunk and the only one of an answer that is a call."""
+        delta = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **call_object(call_id, call)}]}
+        return sse_event({**self._envelope, "choices": [_choice(delta)], **self._end})
+
+    def finish(self, reason: str, facts: AnswerFacts, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        choice = _choice({}, finish_reason=reason, logprobs=logprobs_object(logprobs))
         return sse_event({**self._envelope, "choices": [choice], **self._end, "octonode": to_json(facts)})
 
     def usage(self, tokens_in: int, tokens_out: int) -> bytes:
@@ -96,19 +103,52 @@ def line(value: Any) -> bytes:
 
 
 def completion(
-    *, answer_id: str, model: str, created: int, text: str, reason: str, tokens: tuple[int, int], facts: AnswerFacts
+    *,
+    answer_id: str,
+    model: str,
+    created: int,
+    message: dict[str, Any],
+    reason: str,
+    tokens: tuple[int, int],
+    facts: AnswerFacts,
+    logprobs: Sequence[TokenLogprob] = (),
 ) -> dict[str, Any]:
     """The complete object; `tokens` is (in, out)."""
-    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": logprobs_object(logprobs), "finish_reason": reason}
     return {
         "id": answer_id,
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+        "choices": [choice],
         "usage": usage(*tokens),
         "octonode": to_json(facts),
     }
+
+
+def message_of(text: str, call: tuple[str, Call] | None = None) -> dict[str, Any]:
+    """The assistant's message: a text, or a call with its id."""
+    if call is None:
+        return {"role": "assistant", "content": text, "refusal": None}
+    return {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call_object(*call)]}
+
+
+def call_object(call_id: str, call: Call) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def logprobs_object(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    """Null where none were asked for."""
+    if not tokens:
+        return None
+    content = [
+        {**_logprob(each.text, each.logprob), "top_logprobs": [_logprob(*pair) for pair in each.top]} for each in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
 
 
 def usage(tokens_in: int, tokens_out: int) -> dict[str, int]:
@@ -132,8 +172,10 @@ def model_list(models: Sequence[ModelFacts]) -> dict[str, Any]:
     return {"object": "list", "data": [model_object(each) for each in shown]}
 
 
-def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    delta: dict[str, Any], finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _json(value: Any) -> bytes:

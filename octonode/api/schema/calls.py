@@ -83,6 +83,8 @@ class Answer:
         self.finish_reason = ""
         self.tokens_in = 0
         self.tokens_out = 0
+        self.calls: list[tuple[str, str]] = []
+        """Functions that the model calls, with the JSON text of their arguments."""
         self.facts: AnswerFacts | None = None
         """Who answered, the receipt and whether it was verified."""
         self._done = False
@@ -102,6 +104,8 @@ class Answer:
             self.facts = read(AnswerFacts, chunk["octonode"])
         for choice in chunk["choices"]:
             self.finish_reason = choice["finish_reason"] or self.finish_reason
+            for call in choice["delta"].get("tool_calls") or ():
+                self.calls.append((call["function"]["name"], call["function"]["arguments"]))
             text: str = choice["delta"].get("content") or ""
             self.text += text
             return text or None

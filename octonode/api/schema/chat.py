@@ -6,24 +6,37 @@ not built is refused with the field's name, never dropped in silence; what only 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 from octonode.api.schema.failures import bad_request
+from octonode.api.schema.fields import (
+    OURS,
+    SEED_MAX,
+    SEED_MIN,
+    Mode,
+    PrivacyLevel,
+    Served,
+    Terms,
+    body_of,
+    flag_of,
+    max_tokens_of,
+    number_of,
+    object_of,
+    privacy_level,
+    stops_of,
+    terms_of,
+    whole_of,
+)
 from octonode.api.schema.shape import text
+from octonode.api.schema.structured import Schema, take_schema
+from octonode.api.schema.tools import History, Tools, call_schema, parse_tools, with_tools
+
+__all__ = ["OURS", "ChatRequest", "Wanted", "parse_chat", "privacy_level"]
 
 MESSAGES_MAX = 2048
-STOPS_MAX = 4
-STOP_CHARACTERS_MAX = 256
-MODEL_CHARACTERS_MAX = 512
-TOKENS_MAX = 1 << 31
-SEED_MIN, SEED_MAX = -(1 << 63), (1 << 63) - 1
-
-PrivacyLevel = Literal["public", "shared", "confidential", "private"]
-PRIVACY_LEVELS = ("public", "shared", "confidential", "private")
-PRIVACY_BUILT = frozenset({"public"})
+TOP_LOGPROBS_MAX = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """`developer` is OpenAI's newer name of `system`; chat templates know the old one."""
@@ -32,10 +45,9 @@ READ = frozenset(
     {
         *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop"),
         *("stream", "stream_options", "privacy_level", "octonode"),
+        *("tools", "tool_choice", "response_format", "logprobs", "top_logprobs"),
     }
 )
-OURS = ("peer", "explain", "request")
-"""Fields of the `octonode` object."""
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
@@ -46,13 +58,8 @@ IGNORED = frozenset(
 
 NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "n": lambda value: value == 1,
-    "tools": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
-    "response_format": lambda value: value == {"type": "text"},
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
     "logit_bias": lambda value: value == {},
     "presence_penalty": lambda value: value == 0,
     "frequency_penalty": lambda value: value == 0,
@@ -63,6 +70,26 @@ NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "moderation": lambda _: False,
 }
 """Fields we do not serve, and the values that ask for nothing; null always does."""
+SERVED = Served(READ, IGNORED, NEUTRAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an answer must be, beside a text."""
+
+    tools: Tools | None = None
+    json: bool = False
+    """A JSON value: any object, or what `schema` says."""
+    schema: Schema | None = None
+
+    @property
+    def constraint(self) -> str:
+        """The JSON Schema, as text, that the engine is to keep to; empty: none."""
+        if self.tools is not None and self.tools.forced:
+            return take_schema(call_schema(self.tools), "tools").text
+        if not self.json:
+            return ""
+        return self.schema.text if self.schema is not None else "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +97,7 @@ class ChatRequest:
     model: str
     """As the caller wrote it: publisher/name, cid:..., a bare name."""
     messages: tuple[dict[str, str], ...]
-    """{role, content}; roles system, user, assistant."""
+    """{role, content}; roles system, user, assistant. Tools, calls and their results are told in them."""
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -85,53 +112,69 @@ class ChatRequest:
     """Put the signed request, as it was sent, beside the receipt (octonode extension)."""
     explain: bool = False
     """Say in the answer who else was considered and why not (octonode extension)."""
+    mode: Mode = ""
+    wanted: Wanted = field(default_factory=Wanted)
+    schema: str = ""
+    """JSON Schema, as text, that the engine is to keep to; empty: none."""
+    logprobs: int = 0
+    """Alternatives to tell of each token; -1: the chosen token alone, 0: nothing."""
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.model, self.privacy, self.peer, self.request, self.explain, self.mode)
 
 
 def parse_chat(body: Any, privacy_header: str | None = None) -> ChatRequest:
     """The request in a decoded JSON body. Raises BAD_REQUEST, UNSUPPORTED or PRIVACY_UNAVAILABLE, with `param`."""
-    if not isinstance(body, Mapping):
-        raise bad_request("the body must be a JSON object")
-    _refuse_unserved(body)
-    options = _object(body, "stream_options")
-    ours = _object(body, "octonode")
-    for name in ours:
-        if name not in OURS:
-            raise bad_request(f"octonode has no field {str(name)[:64]!r}; known are {', '.join(OURS)}", "octonode")
+    body = body_of(body)
+    SERVED.check(body)
+    terms: Terms = terms_of(body, privacy_header)
+    wanted = _wanted(body)
     return ChatRequest(
-        model=_model(body),
-        messages=_messages(body.get("messages")),
-        max_tokens=_max_tokens(body),
-        temperature=_number(body, "temperature", 0, 2),
-        top_p=_number(body, "top_p", 0, 1, above=True),
-        seed=_whole(body, "seed", SEED_MIN, SEED_MAX),
-        stop=_stop(body.get("stop")),
-        stream=_flag(body, "stream"),
-        include_usage=_flag(options, "include_usage"),
-        privacy=privacy_level(body.get("privacy_level"), privacy_header),
-        peer=_text_of(ours, "peer", "octonode.peer"),
-        request=_flag(ours, "request", "octonode.request"),
-        explain=_flag(ours, "explain", "octonode.explain"),
+        model=terms.model,
+        messages=with_tools(_messages(body.get("messages")), wanted.tools),
+        max_tokens=max_tokens_of(body),
+        temperature=number_of(body, "temperature", 0, 2),
+        top_p=number_of(body, "top_p", 0, 1, above=True),
+        seed=whole_of(body, "seed", SEED_MIN, SEED_MAX),
+        stop=stops_of(body.get("stop")),
+        stream=flag_of(body, "stream"),
+        include_usage=flag_of(object_of(body, "stream_options"), "include_usage"),
+        privacy=terms.privacy,
+        peer=terms.peer,
+        request=terms.request,
+        explain=terms.explain,
+        mode=terms.mode,
+        wanted=wanted,
+        schema=wanted.constraint,
+        logprobs=_logprobs(body),
     )
 
 
-def _refuse_unserved(body: Mapping[str, Any]) -> None:
-    for name, value in body.items():
-        if name in READ or name in IGNORED:
-            continue
-        neutral = NEUTRAL.get(name)
-        if neutral is None:
-            close = difflib.get_close_matches(str(name), sorted(READ), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise bad_request(f"unknown field {str(name)[:64]!r}{hint}", str(name)[:64])
-        if value is not None and not neutral(value):
-            raise bad_request(f"{name} is not served by this node yet; leave it out", name, code="UNSUPPORTED")
+def _wanted(body: Mapping[str, Any]) -> Wanted:
+    tools = parse_tools(body)
+    form = object_of(body, "response_format")
+    kind = form.get("type", "text" if not form else None)
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad_request("response_format.type must be text, json_object or json_schema", "response_format")
+    if kind == "text":
+        return Wanted(tools)
+    if tools is not None and tools.offered:
+        message = "response_format beside tools that may be called is not served; set tool_choice to none"
+        raise bad_request(message, "response_format", code="UNSUPPORTED")
+    if kind == "json_object":
+        return Wanted(tools, json=True)
+    described = object_of(form, "json_schema")
+    return Wanted(tools, json=True, schema=take_schema(described.get("schema"), "response_format.json_schema.schema"))
 
 
-def _model(body: Mapping[str, Any]) -> str:
-    value = body.get("model")
-    if not isinstance(value, str) or not value.strip():
-        raise bad_request("model is missing; GET /v1/models lists what can be asked for", "model")
-    return text(value.strip(), "model", MODEL_CHARACTERS_MAX)
+def _logprobs(body: Mapping[str, Any]) -> int:
+    top = whole_of(body, "top_logprobs", 0, TOP_LOGPROBS_MAX)
+    if not flag_of(body, "logprobs"):
+        if top:
+            raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
+        return 0
+    return top or -1
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
@@ -139,21 +182,39 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
         raise bad_request("messages must be a list of at least one {role, content}", "messages")
     if len(value) > MESSAGES_MAX:
         raise bad_request(f"messages has {len(value)} entries; at most {MESSAGES_MAX} are taken", "messages")
-    return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(value))
+    history, messages = History(), list[dict[str, str]]()
+    for index, each in enumerate(value):
+        where = f"messages[{index}]"
+        if not isinstance(each, Mapping):
+            raise bad_request(f"{where} must be an object {{role, content}}", where)
+        if each.get("role") != "tool":
+            messages.append(_message(each, where, history))
+            continue
+        told = history.result(each.get("tool_call_id"), _content(each.get("content"), f"{where}.content"), where)
+        if index and value[index - 1].get("role") == "tool":  # templates that want turns see one
+            messages[-1] = {"role": "user", "content": f"{messages[-1]['content']}\n{told}"}
+        else:
+            messages.append({"role": "user", "content": told})
+    return tuple(messages)
 
 
-def _message(value: Any, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise bad_request(f"{where} must be an object {{role, content}}", where)
+def _message(value: Mapping[str, Any], where: str, history: History) -> dict[str, str]:
     role = value.get("role")
-    if role in ("tool", "function"):
-        raise bad_request(f"{where}.role: tools are not served by this node yet", f"{where}.role", code="UNSUPPORTED")
+    if role == "function":
+        message = f"{where}.role: functions are called by tools in this API; use the role tool"
+        raise bad_request(message, f"{where}.role", code="UNSUPPORTED")
     if not isinstance(role, str) or role not in ROLES:
-        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
+        raise bad_request(f"{where}.role must be one of {', '.join(ROLES)}, tool", f"{where}.role")
+    calls = value.get("tool_calls") if role == "assistant" else None
     for name, given in value.items():
-        if name not in ("role", "content", "name") and given not in (None, [], {}, ""):
+        known = name in ("role", "content", "name") or (calls and name == "tool_calls")
+        if not known and given not in (None, [], {}, ""):
             raise bad_request(f"{where}.{str(name)[:64]} is not served by this node yet", where, code="UNSUPPORTED")
-    return {"role": ROLES[role], "content": _content(value.get("content"), f"{where}.content")}
+    if not calls:
+        return {"role": ROLES[role], "content": _content(value.get("content"), f"{where}.content")}
+    called = history.calls(calls, f"{where}.tool_calls")
+    said = _content(value["content"], f"{where}.content") if value.get("content") else ""
+    return {"role": "assistant", "content": f"{said}\n{called}" if said else called}
 
 
 def _content(value: Any, where: str) -> str:
@@ -175,78 +236,3 @@ def _part(value: Any, where: str) -> str:
     if not isinstance(value.get("text"), str):
         raise bad_request(f"{where}.text must be a text", f"{where}.text")
     return text(value["text"], f"{where}.text")
-
-
-def _max_tokens(body: Mapping[str, Any]) -> int | None:
-    new = _whole(body, "max_completion_tokens", 1, TOKENS_MAX)
-    old = _whole(body, "max_tokens", 1, TOKENS_MAX)
-    if new is not None and old is not None and new != old:
-        raise bad_request("max_tokens and max_completion_tokens differ; give one", "max_tokens")
-    return new if new is not None else old
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if stops is None:
-        return ()
-    if not isinstance(stops, list) or len(stops) > STOPS_MAX:
-        raise bad_request(f"stop must be a text or a list of at most {STOPS_MAX}", "stop")
-    if not all(isinstance(each, str) and each for each in stops):
-        raise bad_request("each entry of stop must be a text that is not empty", "stop")
-    return tuple(text(each, "stop", STOP_CHARACTERS_MAX) for each in stops)
-
-
-def privacy_level(field: Any, header: str | None = None) -> PrivacyLevel:
-    """The level a body field and a header ask for. Raises BAD_REQUEST, PRIVACY_UNAVAILABLE for one not built."""
-    given = [each for each in (field, header) if each is not None]
-    for each in given:
-        if not isinstance(each, str) or each.strip().lower() not in PRIVACY_LEVELS:
-            raise bad_request(f"privacy_level must be one of {', '.join(PRIVACY_LEVELS)}", "privacy_level")
-    levels = {each.strip().lower() for each in given}
-    if len(levels) > 1:
-        raise bad_request("privacy_level and the header X-Octonode-Privacy differ; give one", "privacy_level")
-    level = levels.pop() if levels else "public"
-    if level not in PRIVACY_BUILT:
-        message = f"privacy level {level} cannot be met by this node yet; nothing was sent. It is never lowered for you"
-        raise bad_request(message, "privacy_level", code="PRIVACY_UNAVAILABLE")
-    return cast(PrivacyLevel, level)
-
-
-def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = body.get(name)
-    if value is not None and not isinstance(value, Mapping):
-        raise bad_request(f"{name} must be an object", name)
-    return value or {}
-
-
-def _flag(body: Mapping[str, Any], name: str, where: str = "") -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise bad_request(f"{where or name} must be true or false", where or name)
-    return bool(value)
-
-
-def _text_of(body: Mapping[str, Any], name: str, where: str) -> str:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise bad_request(f"{where} must be a text", where)
-    return text(value or "", where, MODEL_CHARACTERS_MAX)
-
-
-def _whole(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise bad_request(f"{name} must be a whole number from {low} to {high}", name)
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, low: float, high: float, *, above: bool = False) -> float:
-    value = body.get(name)
-    if value is None:
-        return 1.0
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not (low < value if above else low <= value) or not value <= high:  # so that NaN fails too
-        raise bad_request(f"{name} must be a number {'above' if above else 'from'} {low} up to {high}", name)
-    return float(value)

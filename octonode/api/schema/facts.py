@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from octonode.models.quantized import Quantized
+
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
@@ -41,6 +43,41 @@ class StorageFacts:
     peer_bytes: int = 0
     """Of the asker now."""
     pins: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One GPU or MIG instance now; null where the driver does not say."""
+
+    gpu: str
+    """`0`, or `0.1` for the second MIG instance of the first GPU."""
+    vendor: str
+    name: str = ""
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    utilization_percent: int | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """The process of one model."""
+
+    root: str
+    engine: str
+    state: str
+    """waiting, starting, ready, stopping, crashed or quarantined."""
+    reason: str = ""
+    """Why it is not ready."""
+    pid: int = 0
+    isolation: str = ""
+    """`full`, `partial: why`, `off: why`; empty before it is loaded."""
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    """0 where no driver tells it."""
+    devices: tuple[str, ...] = ()
+    """GPUs it may see, such as `cuda:0`; `cpu`: none; empty: those that the node sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +116,9 @@ class NodeFacts:
     """Those of `serving` that no publisher signed."""
     tasks: TaskCounts = field(default_factory=TaskCounts)
     degraded: tuple[Degraded, ...] = ()
+    gpus: tuple[GpuFacts, ...] = ()
+    """As last read, at most a few seconds ago."""
+    workers: tuple[WorkerFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +179,10 @@ class ModelFacts:
     context_tokens: int = 0
     license: str = ""
     created_at_ms: int = 0
+    derived_from: tuple[str, ...] = ()
+    """CIDs of the manifests or roots that it was made from."""
+    quantized: Quantized | None = None
+    """How it was made smaller, as its publisher says; None where it was not."""
     trusted: bool = False
     unsigned: bool = False
     """No manifest signed by a publisher is known of it: its bytes are what the root says, and nobody says more."""
@@ -256,6 +300,8 @@ class CandidateFacts:
     context_tokens: int = 0
     price_in_micro_octo: int = 0
     price_out_micro_octo: int = 0
+    """Of the mode that was asked for."""
+    price_basis: str = "tokens"
 
 
 @dataclass(frozen=True, slots=True)

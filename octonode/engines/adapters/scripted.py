@@ -2,7 +2,8 @@
 
 What it says is a function of the model root, the messages and (above temperature 0) the seed, and of nothing else: any
 two nodes give the same answer, and an answer continued from a prefix (a last message of the assistant) joins the
-unbroken one byte for byte. A token is a word. It passes the same conformance suite as the real engines.
+unbroken one byte for byte. A token is a word (`scripted_answers`). It passes the same conformance suite as the real
+engines.
 
 Options (of `LoadRequest.options`): `tokens_per_second` and `prefill_tokens_per_second` pace each request, 0 is as fast
 as it can; `prefill_chunk_tokens`; `answer_tokens` sets the length of every answer. Faults: `load_seconds`,
@@ -12,11 +13,8 @@ as it can; `prefill_chunk_tokens`; `answer_tokens` sets the length of every answ
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import secrets
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from pathlib import Path
 import trio
 
 from octonode.engines.adapters.base import Output
+from octonode.engines.adapters.scripted_answers import Script, logprobs_of, prompt_words, script_for
 from octonode.engines.adapters.stopping import StopFilter
 from octonode.engines.contract import EngineFacts, Finished, FinishReason, GenerateRequest, LoadRequest
 from octonode.engines.slots import Slot
@@ -32,16 +31,6 @@ from octonode.errors import OctonodeError
 
 BATCH_TOKENS = 16
 """Tokens put out between two turns of the loop when there is no pace: others get their turn, speed stays."""
-ANSWER_TOKENS_MIN = 32
-ANSWER_TOKENS_SPREAD = 64
-
-_BLOCK_TOKENS = hashlib.sha256().digest_size
-_TEXT = """
-a river of light runs under the old bridge and every stone there keeps one small word of it children count boats while
-grandmother says naïve café año Zürich smørrebrød żółw мир 世界 日本 한국 🦉 🐙 they answer slowly in many voices until
-evening closes its wide green window over salt wind harbour lantern copper thread between seven quiet roads home again
-"""
-_WORDS = tuple(_TEXT.split())
 
 
 class ScriptedAdapter:
@@ -70,16 +59,16 @@ class ScriptedAdapter:
         pass
 
     async def generate(self, request: GenerateRequest, slot: Slot, output: Output) -> Finished:
-        words = [word for message in request.messages for word in message["content"].split()]
+        words = prompt_words(request)
         context = self._request.context_tokens
         if len(words) >= context:
             raise OctonodeError(
                 f"the prompt has {len(words)} tokens and the context {context}; shorten it", code="CONTEXT_EXCEEDED"
             )
+        script = script_for(self._request.model_root, request, int(self._number("answer_tokens")))
         cached = await self._prefill(words, slot, output)
-        script = Script(self._request.model_root, request, int(self._number("answer_tokens")))
         most = min(request.max_tokens, context - len(words))
-        reason, count = await self._decode(script, most, StopFilter(request.stop), output)
+        reason, count = await self._decode(script, most, request, output)
         return Finished(reason, tokens_in=len(words), tokens_out=count, tokens_cached=cached)
 
     async def _prefill(self, words: list[str], slot: Slot, output: Output) -> int:
@@ -98,9 +87,11 @@ class ScriptedAdapter:
         self._cached[slot.index] = words
         return cached
 
-    async def _decode(self, script: Script, most: int, stops: StopFilter, output: Output) -> tuple[FinishReason, int]:
+    async def _decode(
+        self, script: Script, most: int, request: GenerateRequest, output: Output
+    ) -> tuple[FinishReason, int]:
         """Puts out words until the script, the limit or a stop string ends it; why it ended, and the words used."""
-        options = self._request.options
+        options, stops = self._request.options, StopFilter(request.stop)
         pace = self._number("tokens_per_second")
         # a fault at token N needs the tokens one by one, as does a pace
         one_by_one = bool(pace) or "crash_at_piece" in options or "hang_at_piece" in options
@@ -110,12 +101,12 @@ class ScriptedAdapter:
                 await trio.sleep_until(started + (count + 1) / pace)
             await self._fault(count, output)
             for _ in range(1 if one_by_one else min(BATCH_TOKENS, total - count)):
-                output.pieces(stops.feed(script.piece(count)))
+                _put_out(stops.feed(script.piece(count)), request, output)
                 count += 1
                 if stops.stopped:
                     return "stop", count
             await output.room()
-        output.pieces(stops.finish())
+        _put_out(stops.finish(), request, output)
         return ("length" if count < script.remaining else "stop"), count
 
     async def _fault(self, count: int, output: Output) -> None:
@@ -135,29 +126,10 @@ class ScriptedAdapter:
         return float(self._request.options.get(option, 0))
 
 
-class Script:
-    """The words of one answer, any of them at once: so an answer can be continued anywhere."""
-
-    def __init__(self, model_root: str, request: GenerateRequest, answer_tokens: int = 0) -> None:
-        messages = list(request.messages)
-        prefix = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        self._skip = len(prefix.split())
-        parts: list[object] = [model_root, [[m["role"], m["content"]] for m in messages]]
-        if request.temperature > 0:
-            parts.append(secrets.token_hex(16) if request.seed is None else request.seed)
-        self._key = hashlib.sha256(json.dumps(parts).encode()).digest()
-        self._blocks: dict[int, bytes] = {}
-        length = answer_tokens or ANSWER_TOKENS_MIN + self._key[0] % ANSWER_TOKENS_SPREAD
-        self.remaining = max(0, length - self._skip)
-
-    def piece(self, index: int) -> str:
-        """The `index`-th piece after the prefix. The answer's first word has no space before it."""
-        position = self._skip + index
-        block, offset = divmod(position, _BLOCK_TOKENS)
-        if block not in self._blocks:
-            self._blocks = {block: hashlib.sha256(self._key + block.to_bytes(8, "big")).digest()}
-        word = _WORDS[self._blocks[block][offset] % len(_WORDS)]
-        return word if position == 0 else " " + word
+def _put_out(pieces: Sequence[str], request: GenerateRequest, output: Output) -> None:
+    output.pieces(pieces)
+    if request.logprobs and pieces:
+        output.logprobs(logprobs_of(pieces, request.logprobs))
 
 
 def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:

@@ -16,21 +16,49 @@ LAYERS_MAX: Final = 2048
 _SLIDING: Final = ("sliding_attention", "chunked_attention")
 _LINEAR: Final = ("linear_attention", "mamba", "conv", "recurrent")
 _ALWAYS_SLIDING: Final = ("mistral", "mixtral", "phi3", "starcoder2")
+_SEES: Final = (
+    *("ImageClassification", "ObjectDetection", "Segmentation", "ViT", "CLIP", "Siglip", "Dino", "OCR"),
+    *("YOLO", "Yolo"),
+)
+_TASKS: Final = {
+    **dict.fromkeys(("image-classification", "object-detection", "image-segmentation"), "vision"),
+    **dict.fromkeys(("text-to-speech", "voice-activity-detection", "automatic-speech-recognition"), "audio"),
+    **dict.fromkeys(("feature-extraction", "sentence-similarity"), "embeddings"),
+    "text-generation": "llm",
+    "text-to-image": "diffusion",
+}
+"""`pipeline_tag`, by which a hub sorts models."""
 _CATEGORIES: Final = (
     ("audio", ("Whisper", "Wav2Vec2", "Speech", "Hubert", "SeamlessM4T", "Musicgen", "Bark", "Vits", "Clap")),
     ("llm", ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForImageTextToText")),
-    ("vision", ("ForImageClassification", "ForObjectDetection", "Segmentation", "ViT", "CLIP", "Siglip", "Dino")),
+    ("vision", _SEES),
     ("embeddings", ("Bert", "Roberta", "MPNet", "NomicBert", "XLMRoberta", "ModernBert", "E5", "Embedding")),
 )
 
 
 def category_of(config: Mapping[str, Any]) -> str:
-    """By the class that transformers would load; `other` where no rule knows it."""
+    """By the class that transformers would load, else by the task; `other` where no rule knows either."""
     architecture = architecture_of(config)
     for category, marks in _CATEGORIES:
         if any(mark in architecture for mark in marks):
             return category
-    return "other"
+    task = config.get("pipeline_tag")
+    return _TASKS.get(task, "other") if isinstance(task, str) else "other"
+
+
+def facts_of_own(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """Fields of a FormatInfo by `genai_config.json` of onnxruntime-genai or the json of a voice of Piper; none for
+    another file. `architecture`: what is known already, and stays."""
+    model, audio = config.get("model"), config.get("audio")
+    if isinstance(model, Mapping) and isinstance(model.get("decoder"), Mapping):
+        return {
+            "category": "llm",
+            "architecture": architecture or clean(model.get("type")),
+            "context_tokens": count(model.get("context_length"), 2**31),
+        }
+    if isinstance(audio, Mapping) and isinstance(config.get("phoneme_id_map"), Mapping):
+        return {"category": "audio", "architecture": architecture or "PiperVits"}
+    return {}
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

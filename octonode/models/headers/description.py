@@ -61,7 +61,7 @@ class FormatInfo:
     """What the headers say. Texts are the files' own claims, cleaned and cut."""
 
     format: str
-    """`gguf`, `safetensors`, `onnx`, `tensorrt` or `scripted`."""
+    """`gguf`, `safetensors`, `onnx`, `tensorrt`, `ctranslate2` or `scripted`."""
     architecture: str = ""
     quantization: str = ""
     context_tokens: int = 0

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import BinaryIO, Final, NoReturn, TypeVar
 
 from octonode.models.headers import config_json, gguf_shape
+from octonode.models.headers import ctranslate2 as ct2
 from octonode.models.headers import onnx as onnx_file
 from octonode.models.headers import safetensors as st
 from octonode.models.headers import tensorrt as trt
@@ -46,7 +47,7 @@ def _read(file: FileBytes, reader: Callable[[BinaryIO, int], T], title: str) -> 
     try:
         with file.open() as opened:
             return reader(opened, file.size_bytes)
-    except (GgufError, st.SafetensorsError, onnx_file.OnnxError) as error:
+    except (GgufError, st.SafetensorsError, onnx_file.OnnxError, ct2.Ctranslate2Error) as error:
         refuse(file.path, f"the {title} is damaged: {error}; download or convert it again")
 
 
@@ -170,7 +171,27 @@ def _check_index(file: FileBytes, headers: Mapping[str, st.SafetensorsHeader]) -
     return [f"{file.path} does not name {unnamed} tensors of its shards"] if unnamed > 0 else []
 
 
-# -- ONNX, TensorRT -----------------------------------------------------------------------------------------------
+# -- CTranslate2, ONNX, TensorRT ----------------------------------------------------------------------------------
+
+
+def ctranslate2(files: Sequence[FileBytes]) -> FormatInfo:
+    """One `model.bin`, as every engine of this format names it; more of them would be more models."""
+    if len(files) > 1:
+        refuse(files[1].path, f"a second CTranslate2 model beside {files[0].path}; add each directory by itself")
+    file = files[0]
+    if file.path not in ("model.bin", "model"):
+        refuse(file.path, "a CTranslate2 model is opened by its directory and has to be called model.bin there")
+    model = _read(file, ct2.read_ctranslate2, "CTranslate2 model")
+    return FormatInfo(
+        "ctranslate2",
+        architecture=clean(model.architecture),
+        quantization=model.dtype,
+        category=model.category,
+        shape=replace(FormatInfo("").shape, parameters=model.parameters),
+        weights_bytes=model.weights_bytes,
+        opens=file.path,
+        made_with=model.made_with,
+    )
 
 
 def onnx(files: Sequence[FileBytes], sizes: Mapping[str, int], domains: Set[str]) -> tuple[FormatInfo, set[str]]:

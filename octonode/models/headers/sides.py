@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from octonode.models.headers import pickles
-from octonode.models.headers.description import FileBytes, FormatInfo
+from octonode.models.headers import config_json, pickles
+from octonode.models.headers.description import FileBytes, FormatInfo, clean
 from octonode.models.headers.families import named, refuse, with_config
 from octonode.models.headers.strict_json import JsonRefused, read_object
 from octonode.models.headers.templates import TEMPLATE_BYTES_MAX, TemplateRefused, check_template
@@ -29,6 +29,7 @@ _PICTURES: Final = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf")
 BARE_NAMES: Final = ("LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY", "COPYING")
 NATIVE_SUFFIXES: Final = (".so", ".dll", ".dylib", ".pyd", ".exe", ".cubin", ".ptx")
 _CODE_SUFFIXES: Final = (".py", ".pyc", ".sh", ".bat", ".ps1", ".js", ".lua", ".ipynb")
+_SOUND_PIPELINES: Final = ("Audio", "Music")
 _CONFIGS_CHECKED: Final = ("config.json", "tokenizer_config.json", "generation_config.json", "model_index.json")
 
 
@@ -39,7 +40,11 @@ class Sides:
     config: FileBytes | None = None
     template: str = ""
     diffusion: bool = False
+    pipeline: str = ""
+    """The class that Diffusers would load."""
     embeddings: bool = False
+    own: FileBytes | None = None
+    """What onnxruntime-genai or Piper keeps beside an ONNX graph in place of a `config.json`."""
     notes: tuple[str, ...] = ()
 
 
@@ -86,9 +91,12 @@ def check(files: Sequence[FileBytes], *, alone: bool) -> Sides:
             if file.path == "config.json":
                 found = replace(found, config=file)
             if file.path == "model_index.json":
-                found = replace(found, diffusion="_diffusers_version" in value or "_class_name" in value)
+                pipeline = clean(value.get("_class_name"), 64)
+                found = replace(found, diffusion="_diffusers_version" in value or pipeline != "", pipeline=pipeline)
         elif file.path in ("config_sentence_transformers.json", "modules.json"):
             found = replace(found, embeddings=True)
+        elif file.path == "genai_config.json" or file.path.endswith(".onnx.json"):
+            found = replace(found, own=file)
     return found
 
 
@@ -145,8 +153,11 @@ def joined(found: Sequence[FormatInfo], side: Sides, kinds: Mapping[str, str], *
     info = min(found, key=lambda each: WEIGHT_FORMATS.index(each.format))
     if info.format in ("safetensors", "onnx") and side.config is not None:
         info = with_config(info, side.config)
+    if info.format == "onnx" and side.own is not None:
+        info = replace(info, **config_json.facts_of_own(_object(side.own), info.architecture))
     if side.diffusion:
-        info = replace(info, category="diffusion")
+        category = "audio" if any(mark in side.pipeline for mark in _SOUND_PIPELINES) else "diffusion"
+        info = replace(info, category=category, architecture=side.pipeline or info.architecture)
     elif side.embeddings:
         info = replace(info, category="embeddings")
     if side.template and not info.chat_template_sha256:

@@ -1,0 +1,61 @@
+"""One exchange with a node, whatever carries it: what is sent, what comes back, and faults that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+
+from octonode.api.schema import Call, ModelProgress, error_from_body
+from octonode.errors import OctonodeError, Unreachable
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+SILENCE_TIMEOUT_SECONDS = 60.0
+"""The daemon says something at least every 15 s while it streams."""
+
+OnProgress = Callable[[ModelProgress], None]
+
+
+def settings(url: str, token: str) -> dict[str, Any]:
+    return {
+        "base_url": url,
+        "headers": {"authorization": f"Bearer {token}"} if token else {},
+        "timeout": httpx.Timeout(SILENCE_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+        "trust_env": False,  # a proxy from the environment has no business between us and our own node
+    }
+
+
+def sent(call: Call[Any]) -> dict[str, Any]:
+    return {"json": call.body, "content": call.content, "headers": call.headers or None}
+
+
+def decode(call: Call[T], response: httpx.Response) -> T:
+    if response.is_error:
+        raise refusal(response)
+    return call.decode(response.json())
+
+
+def refusal(response: httpx.Response) -> OctonodeError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return error_from_body(body, response.status_code)
+
+
+@contextmanager
+def named_faults() -> Iterator[None]:
+    """Faults of the wire as errors that say what to do."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        message = "the node does not answer; see octonode logs, or start it again: octonode start"
+        raise OctonodeError(message, code="NOT_RUNNING") from None
+    except httpx.TimeoutException:
+        raise Unreachable(f"the node said nothing for {SILENCE_TIMEOUT_SECONDS:.0f} s; see octonode logs") from None
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise Unreachable(f"the connection to the node broke ({type(error).__name__}); is it still running?") from None
