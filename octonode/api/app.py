@@ -12,7 +12,20 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octonode.api import cache, engines, fetches, fitting, health, inference, native, openai, pins, uploads, versions
+from octonode.api import (
+    cache,
+    engines,
+    fetches,
+    fitting,
+    health,
+    inference,
+    native,
+    openai,
+    pins,
+    quantizing,
+    uploads,
+    versions,
+)
 from octonode.api.auth import Rules
 from octonode.api.body import BodyLimits, ClientGone
 from octonode.api.faults import name_fault

@@ -42,6 +42,7 @@ class Job:
                 end = {"type": "result", "result": to_json(await self._act(asked, latest.put))}
             except Exception as fault:
                 if not stream.started:
+                    stream.be_silent()  # else a progress that waits to be shown would begin an answer
                     raise
                 end = {"type": "error", **error_body(name_fault(fault)[0])}
             await stream.end(line(end))

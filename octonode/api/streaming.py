@@ -36,6 +36,10 @@ class EventStream:
         self._ending = True
         await self._write(data, more=False)
 
+    def be_silent(self) -> None:
+        """Nothing more is said here: what failed before the first write is answered with a status of its own."""
+        self._ending = True
+
     async def keep_alive(self) -> None:
         """Ping after each silence of PING_SECONDS, until cancelled."""
         while True:

@@ -17,6 +17,7 @@ from octonode.cli import (
     models_fetches,
     models_fit,
     models_pins,
+    models_quantize,
     models_trust,
     models_upload,
     models_versions,

@@ -269,11 +269,13 @@ def show(reference: Reference, as_json: JsonFlag = False) -> None:
     from octonode.api.schema import to_json
     from octonode.cli.models_cache import kept_lines
     from octonode.cli.models_fit import inspected
+    from octonode.cli.models_quantize import quantized_lines
 
     with open_client() as client:
         model = client.model(reference)
         found, lines = inspected(client, model)
     extra = [f"  context    {model.context_tokens} tokens", f"  licence    {model.license or '?'}"]
+    extra += quantized_lines(model.quantized) + [f"  derived    {cid}" for cid in model.derived_from]
     extra += kept_lines(model)
     extra += [f"  served by  {peer}" for peer in model.servers] + [f"  held by    {peer}" for peer in model.holders]
     value = {**to_json(model), "inspection": found}

@@ -160,28 +160,9 @@ def build(config: Config, key: NodeKey, *, events: Events, stopping: trio.Event)
     gateway = _gateway(config, holdings.store, pace, metrics)
     counting = _counting(metrics, reach, presence, dispatcher, bitswap)
     return Node(
-        config,
-        key,
-        events,
-        stopping,
-        reach,
-        holdings,
-        presence,
-        fetches,
-        keeping,
-        arrivals,
-        storage,
-        dispatcher,
-        provider,
-        gateway,
-        bitswap,
-        view,
-        app,
-        jobs,
-        measurer,
-        watching,
-        counting,
-    )
+        config, key, events, stopping, reach, holdings, presence, fetches, keeping, arrivals, storage,
+        dispatcher, provider, gateway, bitswap, view, app, jobs, measurer, watching, counting,
+    )  # fmt: skip
 
 
 def _ports(

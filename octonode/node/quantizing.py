@@ -159,7 +159,7 @@ class Quantizing:
             if said is not None and said.kind == kind and parent.cid in manifest.derived_from:
                 if entry is not None and entry.complete:
                     return entry, said
-                continue  # it was made, and removed: the files will be the same, or `Library.add` says that they are not
+                continue  # it was made and removed; `Library.add` refuses it where it comes out differently
             raise Refused(
                 f"{name}@{version} is another model of yours; choose a new version, or another name: --version, --name",
                 code="FORBIDDEN",

@@ -127,7 +127,7 @@ class EngineSlots:
         """
         line = self._lines.get(root)
         if line is None:
-            line = self._lines[root] = _Line(Queue(waiting_max=self._queue_max, ageing_ms=AGEING_MS))
+            line = self._lines[root] = _Line(Queue(waiting_max=self._queue_max + 1, ageing_ms=AGEING_MS))
         line.parallel = max(1, parallel)
         waiter = _Waiter(on_wait, on_collect)
         try:
@@ -191,7 +191,7 @@ class _Line:
 
     def enter(self, waiter: _Waiter, mode: Mode) -> None:
         taken = self.queue.put(waiter, LEVELS[mode], int(trio.current_time() * 1000))
-        assert taken, "EngineSlots counts all lines together, so that none can be full alone"
+        assert taken, "EngineSlots counts all lines together; the one more is for who goes through at once"
         self._hand_out()
 
     def release_batch(self) -> None:

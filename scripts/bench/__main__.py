@@ -33,6 +33,7 @@ from scripts.bench import (
     store,
     tokens,
     transfer,
+    vllm,
 )
 from scripts.bench.nodes import ROOT, scratch
 from scripts.bench.rows import Goal, Row, table, write
@@ -53,6 +54,7 @@ GROUPS = (
     Group(ground.GOALS, ground.measure),
     Group(first_token.GOALS, first_token.measure),
     Group(tokens.GOALS, tokens.measure),
+    Group(vllm.GOALS, vllm.measure),
     Group(engines.GENERATING_GOALS, engines.measure_generating),
     Group(engines.BATCHING_GOALS, engines.measure_batching),
     Group(engines.LINE_GOALS, engines.measure_line),

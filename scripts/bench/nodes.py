@@ -52,14 +52,16 @@ def settings(**values: object) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def pair(folder: Path, model: Path, **values: object) -> AsyncIterator[tuple[Daemon, Daemon, str]]:
+async def pair(
+    folder: Path, model: Path, *, start_seconds: float = START_SECONDS, **values: object
+) -> AsyncIterator[tuple[Daemon, Daemon, str]]:
     """(provider, asker, reference): B serves `model`, C has neither model nor engine and came by B's join line.
 
     By the join line C is a known peer of B: it may send 100 requests a second, a stranger 10.
     """
     environment = settings(**values)
     flags = ("--trust-all", "--model", f"file:{model}")
-    with trio.fail_after(START_SECONDS) as patience:
+    with trio.fail_after(start_seconds) as patience:
         async with Daemon(folder / "B", *flags, environment=environment) as provider:
             served = await provider.wait_for("model", state="serving")
             asker = Daemon(folder / "C", "--trust-all", "--bootstrap", provider.ready.join, environment=environment)

@@ -36,7 +36,7 @@ signal.pause()
 @asynccontextmanager
 async def own_server(folder: Path, request: LoadRequest) -> AsyncIterator[str]:
     """Base URL of an xllamacpp server with the parameters that our worker would have; it ends with the block."""
-    port = await _free_port()
+    port = await free_port()
     plain = {**dataclasses.asdict(request), "model_path": str(request.model_path)}
     command = [sys.executable, "-c", _MAIN, json.dumps(plain), str(port)]
     with (folder / "own-server.log").open("wb") as log:
@@ -57,7 +57,8 @@ async def own_server(folder: Path, request: LoadRequest) -> AsyncIterator[str]:
             await process.wait()
 
 
-async def _free_port() -> int:
+async def free_port() -> int:
+    """One that nobody listens on now."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port: int = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()

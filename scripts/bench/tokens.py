@@ -7,7 +7,7 @@ worker, and xllamacpp's HTTP server with the settings that our worker gives it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -129,15 +129,15 @@ async def measure(folder: Path) -> list[Row]:
         own_server(folder, request) as own,
     ):
         ways: dict[str, Generate] = {
-            "peer": partial(_ask, asker.api, reference),
+            "peer": partial(ask_api, asker.api, reference),
             "bare": parent.generate,
-            "own": partial(_ask, own, "smollm2"),
+            "own": partial(ask_api, own, "smollm2"),
         }
         rows: list[Row] = []
         speeds: dict[int, dict[str, list[float]]] = {}
         for streams in STREAMS:
             async with lags_of((provider, asker)) as lags:
-                speeds[streams], firsts = await _rounds(ways, streams)
+                speeds[streams], firsts = await rounds(ways, streams, ROUNDS[streams])
             rows.append(BARE[streams].row(_ratio(speeds[streams], "bare"), ROUNDS[streams]))
             rows.append(OWN[streams].row(_ratio(speeds[streams], "own"), ROUNDS[streams]))
             if streams == 1:
@@ -154,11 +154,13 @@ def _ratio(speeds: dict[str, list[float]], against: str) -> float:
     return median([ours / theirs for ours, theirs in zip(speeds["peer"], speeds[against], strict=True)])
 
 
-async def _rounds(ways: dict[str, Generate], streams: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+async def rounds(
+    ways: Mapping[str, Generate], streams: int, count: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """(tokens a second of each round, seconds to each first token), by way."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     firsts: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(-1, ROUNDS[streams]):  # the first warms all and does not count
+    for number in range(-1, count):  # the first warms all and does not count
         prompts = [f"Round {number}, {stream}: write a long story about the sea." for stream in range(streams)]
         turn = number % len(ways)
         for way in [*ways][turn:] + [*ways][:turn]:
@@ -169,7 +171,7 @@ async def _rounds(ways: dict[str, Generate], streams: int) -> tuple[dict[str, li
     return speeds, firsts
 
 
-async def _ask(api: str, model: str, prompt: str, max_tokens: int) -> Said:
+async def ask_api(api: str, model: str, prompt: str, max_tokens: int) -> Said:
     reply = await ask(api, model, prompt, max_tokens)
     if not reply.whole:
         raise RuntimeError(f"an answer broke off: {reply}")

@@ -19,7 +19,7 @@ VERBS = (
     *("task submit", "task list", "task get", "task wait", "task cancel"),
     *("models upload", "models uploads", "models export", "models fit", "models gc"),
     *("models fetches", "models pause", "models resume", "models cancel", "models prioritize"),
-    *("models pin", "models unpin", "models pins"),
+    *("models pin", "models unpin", "models pins", "models quantize"),
     *("models versions", "models outdated", "models update", "models rollback", "models deprecate"),
     *("config", "config get", "config set", "config check"),
 )

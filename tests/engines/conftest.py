@@ -130,6 +130,13 @@ def loaded(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     return load
 
 
+@pytest.fixture(params=[pytest.param("llama", marks=pytest.mark.model)])
+def any_llama(request: pytest.FixtureRequest) -> MakeLoad:
+    """Makes load requests for one adapter for GGUF after the other."""
+    make: MakeLoad = request.getfixturevalue(request.param)
+    return make
+
+
 Supervise = Callable[..., AbstractAsyncContextManager[Supervisor]]
 
 

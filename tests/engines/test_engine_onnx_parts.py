@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from octonode.engines.adapters import onnx_session
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Graph
+from octonode.engines.adapters.onnx_text import Held, OnnxText
 from octonode.engines.adapters.sampling import MIN_P, TOP_K, Sampler, likeliest, log_chances
 from octonode.engines.adapters.stoppable import Stop, Stopped, run_stoppable
 from octonode.engines.contract import GenerateRequest, LoadRequest
+from octonode.engines.slots import Slot
 from octonode.errors import ConfigError, OctonodeError
 from tests.engines.makers import ROOT
 
@@ -188,6 +190,17 @@ def test_what_a_schema_forbids_is_never_drawn():
         sampler = Sampler(drawing(temperature=temperature), OnlyThree())
         assert sampler.draw(logits) == 3
         assert sampler.done(3)
+
+
+def test_logits_that_are_no_numbers_end_an_answer_and_empty_its_slot():
+    held = Held(SimpleNamespace(append_tokens=lambda ids: None, get_logits=lambda: np.array([[[1, np.nan, 2]]])), [5])
+    text = object.__new__(OnnxText)
+    text.vocabulary, text._slots = 3, [held]
+    with pytest.raises(OctonodeError) as caught:
+        text.compute(Slot(0, False), [7])
+    assert caught.value.code == "ENGINE_FAILED"
+    assert "no numbers" in caught.value.message
+    assert text._slots[0] == Held(), "what lies in it now nobody knows"
 
 
 def test_log_chances_add_up_to_one():

@@ -70,3 +70,9 @@ def any_maker(request: pytest.FixtureRequest) -> MakerCase:
     """One maker of this ring after the other."""
     case: MakerCase = request.param
     return case
+
+
+@pytest.fixture
+def any_llama(llama_cpp_python: MakeLoad) -> MakeLoad:
+    """As in `tests/engines`."""
+    return llama_cpp_python

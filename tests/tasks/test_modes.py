@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock as Clock
 from trio.testing import wait_all_tasks_blocked
 
@@ -158,6 +161,16 @@ async def test_realtime_takes_a_free_slot_or_is_refused_and_a_full_line_refuses_
         nursery.cancel_scope.cancel()
 
 
+async def test_without_a_queue_free_slots_are_given_and_nobody_waits() -> None:
+    slots = EngineSlots(queue_max=0)
+    async with slots.slot("m", 2), slots.slot("m", 2, mode="async"):
+        for mode in ("", "realtime", "batch", "async"):
+            with pytest.raises(Refused):
+                async with slots.slot("m", 2, mode=mode):  # type: ignore[arg-type]
+                    pass
+    assert (slots.waiting, slots.running) == (0, 0)
+
+
 # Between nodes.
 
 
@@ -299,3 +312,55 @@ async def test_a_dearer_receipt_than_announced_is_not_verified(
         answered = answer_of(await events_of(asker, ask(mode="async")))
         assert not answered.verified
         assert answered.reason.startswith("price:")
+
+
+# Whatever happens.
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["realtime", "", "batch", "async"]),
+        st.floats(0, 3),  # before it comes
+        st.floats(0.1, 4),  # how long it holds its slot
+        st.none() | st.floats(0, 6),  # when it is cancelled
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, parallel=st.integers(1, 3), batch_size=st.integers(1, 4))
+def test_no_slot_is_lost_or_given_twice_and_who_is_not_cancelled_has_its_turn(
+    steps: list[tuple[Any, float, float, float | None]], parallel: int, batch_size: int
+) -> None:
+    async def main() -> None:
+        slots = EngineSlots(queue_max=100)
+        outcomes: list[str] = []
+        running = 0
+
+        async def work(mode: Any, holds: float, patience: float | None) -> None:
+            nonlocal running
+            with trio.move_on_after(math.inf if patience is None else patience) as scope:
+                try:
+                    async with slots.slot("m", parallel, mode=mode, batch_size=batch_size):
+                        running += 1
+                        assert running <= parallel
+                        assert slots.taken("m") >= running
+                        try:
+                            await trio.sleep(holds)
+                        finally:
+                            running -= 1
+                    outcomes.append("done")
+                except Refused:
+                    assert mode == "realtime"
+                    outcomes.append("refused")
+            if scope.cancelled_caught:
+                outcomes.append("canceled")
+
+        async with trio.open_nursery() as nursery:
+            for mode, before, holds, patience in steps:
+                await trio.sleep(before)
+                nursery.start_soon(work, mode, holds, patience)
+        assert len(outcomes) == len(steps)
+        assert (slots.running, slots.waiting, slots.taken("m")) == (0, 0, 0)
+
+    trio.run(main, clock=Clock(autojump_threshold=0))

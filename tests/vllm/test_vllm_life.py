@@ -18,6 +18,8 @@ from octonode.errors import EngineCrashed, OctonodeError
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.timeout(900)]
 ROOT = "bafy-test-root"
+LONG = "Tell me about the sea."
+"""To which this model never finds an end."""
 
 
 def processes_of(status):
@@ -40,7 +42,7 @@ async def test_a_life_with_a_killed_worker_in_it(load, supervise, ask, generate,
         assert not any(name.startswith("OCTONODE") for name in environment)
         directory = Path(os.readlink(f"/proc/{status.pid}/cwd"))
 
-        async with engine.generate(ask("A long story.", max_tokens=400)) as events:
+        async with engine.generate(ask(LONG, max_tokens=400)) as events:
             await settle(lambda: (told := supervisor.status()[0].server_load) is not None and told.running == 1)
             assert await anext(events)
         await settle(lambda: supervisor.status()[0].server_load.running == 0)
@@ -54,7 +56,7 @@ async def test_a_life_with_a_killed_worker_in_it(load, supervise, ask, generate,
                 os.kill(worker.pid, signal.SIGKILL)
 
         with pytest.raises(EngineCrashed) as caught:
-            await generate(engine, ask("A long story.", max_tokens=400), answer, at_the_fourth_piece)
+            await generate(engine, ask(LONG, max_tokens=400), answer, at_the_fourth_piece)
         assert caught.value.code == "ENGINE_CRASHED"
         assert caught.value.detail["stderr_tail"]
         again = await supervisor.wait_ready(ROOT)

@@ -26,6 +26,7 @@ def publish(home: Path, model: Path) -> None:
     for words in (
         ("models", "add", str(model), "--name", NAME, "--version", "1.0.0", "--licence", "Apache-2.0"),
         ("models", "publish", NAME),
+        ("models", "serve", NAME),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "octonode.cli.main", *words, "--json"],
@@ -69,12 +70,11 @@ async def test_a_peer_answers_with_vllm(tmp_path: Path, model: Path, python: str
         "OCTONODE_VLLM_ENFORCE_EAGER": "true",
         "PATH": os.environ["PATH"],
     }
-    flags = ("--public", "--engine", "vllm", "--model", NAME)
-    await trio.to_thread.run_sync(publish, tmp_path / "A", model)
     async with (
-        Daemon(tmp_path / "A", *flags, name="A", environment=settings) as a,
+        Daemon(tmp_path / "A", "--public", "--engine", "vllm", name="A", environment=settings) as a,
         Daemon(tmp_path / "C", "--bootstrap", a.address, name="C") as c,
     ):
+        await trio.to_thread.run_sync(publish, tmp_path / "A", model)
         with trio.fail_after(LOAD_SECONDS):
             await a.wait_for("model", state="serving")
             await connected(c, a)

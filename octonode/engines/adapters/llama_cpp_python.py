@@ -45,6 +45,7 @@ class LlamaCppPythonAdapter:
 
         def open_model() -> tuple[LlamaModel, int]:
             model = LlamaModel(llama_cpp, request)
+            model.prefill_speed(1)  # a damaged file shows here
             return model, chosen or model.measured_chunk()
 
         self._model, chunk = await trio.to_thread.run_sync(open_model)

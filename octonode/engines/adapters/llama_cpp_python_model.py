@@ -16,7 +16,7 @@ from typing import Any, Final
 from octonode.engines import lora
 from octonode.engines.adapters import chunking
 from octonode.engines.adapters.gguf_file import broken_numbers, check_lora
-from octonode.engines.adapters.llama_cpp_python_plan import Step
+from octonode.engines.adapters.llama_cpp_python_plan import Part, Row, Step
 from octonode.engines.adapters.llama_parameters import tensor_split
 from octonode.engines.contract import LoadRequest, TokenLogprob
 from octonode.errors import OctonodeError
@@ -34,7 +34,8 @@ class LlamaModel:
     def __init__(self, library: Any, request: LoadRequest) -> None:
         """Loads; blocks. Raises OctonodeError ENGINE_FAILED, or CONFIG for a LoRA adapter that cannot be used."""
         self._library = library
-        self._keep: list[Any] = [_quiet(library)]
+        self._stop = ctypes.create_string_buffer(b"0")
+        self._keep: list[Any] = [_quiet(library, self._stop)]
         library.llama_backend_init()
         self._model = self._load(request)
         self.vocabulary = library.llama_model_get_vocab(self._model)
@@ -71,7 +72,6 @@ class LlamaModel:
         parameters.n_threads = parameters.n_threads_batch = request.threads
         # Asked before each node of the graph, a thousand times a step: so it is a function of C that reads one byte,
         # "0" or "1", and not one of Python that would wait for the interpreter's lock each time.
-        self._stop = ctypes.create_string_buffer(b"0")
         parameters.abort_callback = library.ggml_abort_callback(
             ctypes.cast(ctypes.CDLL(None).atoi, ctypes.c_void_p).value or 0
         )
@@ -210,31 +210,36 @@ class LlamaModel:
             tuple((self.piece(int(each)).decode("utf-8", "replace"), min(0.0, float(chances[each]))) for each in top),
         )
 
-    def measured_chunk(self) -> int:
-        """Prompt tokens that take about 150 ms: timed with few, and with many where few are nothing."""
-        from octonode.engines.adapters.llama_cpp_python_plan import Part, Row
+    def prefill_speed(self, tokens: int) -> float:
+        """Prompt tokens a second with so many of them in one step, at most as many as a slot or a step has room for.
 
-        speed = 1.0
-        for wanted in (32, 32, STEP_TOKENS_MAX):  # the first is warm-up
-            count = min(wanted, self.slot_tokens - 1)
-            row = Row(0, [*self.tokens("the") * count][:count], count)
-            started = time.perf_counter()
-            self.run(Step((Part(row, 0, count),)))
-            self.logits(count - 1)
-            seconds = max(1e-6, time.perf_counter() - started)
-            self.keep(0, 0)
-            speed = count / seconds
-            if seconds > chunking.CHUNK_SECONDS:
-                break
+        Raises OctonodeError ENGINE_FAILED when what comes out is no number.
+        """
+        count = min(tokens, self.slot_tokens - 1, STEP_TOKENS_MAX)
+        row = Row(0, (self.tokens("the") * count)[:count], count)
+        started = time.perf_counter()
+        self.run(Step((Part(row, 0, count),)))
+        self.logits(count - 1)
+        seconds = max(1e-6, time.perf_counter() - started)
+        self.keep(0, 0)
+        return count / seconds
+
+    def measured_chunk(self) -> int:
+        """Prompt tokens that take about 150 ms: timed with few, and with many where few say little."""
+        self.prefill_speed(8)  # warm-up
+        speed = self.prefill_speed(32)
+        if chunking.chunk_tokens(speed) >= 64:
+            speed = self.prefill_speed(STEP_TOKENS_MAX)
         return min(STEP_TOKENS_MAX, chunking.chunk_tokens(speed))
 
 
-def _quiet(library: Any) -> Any:
-    """Errors of the library go to standard error, all else nowhere. The callback, to be kept."""
+def _quiet(library: Any, stop: Any) -> Any:
+    """Errors of the library go to standard error, all else nowhere: nor what it says when a step is stopped. The
+    callback, to be kept."""
 
     @library.llama_log_callback  # type: ignore[untyped-decorator]
     def write(level: int, text: bytes, data: Any) -> None:
-        if level == _ERROR_LEVEL:
+        if level == _ERROR_LEVEL and stop[0] == b"0":
             sys.stderr.write(text.decode("utf-8", "replace"))
 
     library.llama_log_set(write, None)

@@ -41,7 +41,6 @@ def server_parameters(xllamacpp: Any, request: LoadRequest, socket_name: str, ch
     parameters.cache_idle_slots = False
     parameters.slot_prompt_similarity = 0.0
     parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    parameters.force_pure_content_parser = True  # what the model writes is passed on as it is
     parameters.verbosity = 1  # errors
     parameters.ui = False
     parameters.endpoint_slots = False

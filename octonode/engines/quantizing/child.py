@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ async def make(
     try:
         child = _Child(job, python=python, directory=directory, threads=threads)
     except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
         raise OctonodeError(f"{python or sys.executable} cannot be started: {error.strerror}", code="CONFIG") from None
     made: Made | None = None
     fault: OctonodeError | None = None

@@ -1,0 +1,94 @@
+"""Tokens of a real model that vLLM serves, through a peer against vLLM's own server with the same arguments, in turn.
+
+Needs `.venv-vllm`, which `make test-vllm` makes; without it the rows say so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import trio
+
+from octonode.config_engines import VllmConfig
+from octonode.engines.contract import LoadRequest
+from octonode.engines.servers.vllm import MODEL_NAME, SOCKET_NAME, VllmServer
+from scripts.bench.nodes import ROOT, pair
+from scripts.bench.own_server import free_port
+from scripts.bench.rows import Goal, Row, median, percentile
+from scripts.bench.tokens import STREAMS, ask_api, rounds
+
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+MODEL = ROOT / "build" / "models" / "smollm2-safetensors"
+ROUNDS = 4
+CONTEXT_TOKENS = 512
+START_SECONDS = 300.0
+_AGAINST = "vLLM's own HTTP server with the same arguments, in turn; SmolLM2-135M BF16 on the CPU"
+
+GOALS_BY_STREAMS = {
+    n: Goal(f"vllm_peer_vs_own_server_{n}", "ratio", ">=", 0.97, f"{_AGAINST}, {n} streams") for n in STREAMS
+}
+FIRST = Goal("vllm_first_token_added_p50", "ms", "<=", 10, f"{_AGAINST}, 1 stream, p50 of each")
+GOALS = (*GOALS_BY_STREAMS.values(), FIRST)
+SETTINGS = VllmConfig(dtype="bfloat16", enforce_eager=True)
+
+
+async def measure(folder: Path) -> list[Row]:
+    if not PYTHON.exists() or not MODEL.is_dir():
+        raise RuntimeError("vLLM is not installed here; `make test-vllm` makes .venv-vllm and its model")
+    values = {
+        "engines_pythons": f"vllm={PYTHON}", "engines_default": "vllm", "engines_parallel": max(STREAMS),
+        "engines_context_tokens": CONTEXT_TOKENS, "engines_measure_seconds": 0,
+        "engines_load_timeout_seconds": START_SECONDS, "vllm_dtype": SETTINGS.dtype, "vllm_enforce_eager": "true",
+    }  # fmt: skip
+    rows: list[Row] = []
+    async with pair(folder, MODEL, start_seconds=START_SECONDS, **values) as (_, asker, reference), _own(folder) as own:
+        ways = {"peer": partial(ask_api, asker.api, reference), "own": partial(ask_api, own, MODEL_NAME)}
+        for streams in STREAMS:
+            speeds, firsts = await rounds(ways, streams, ROUNDS)
+            ratios = [ours / theirs for ours, theirs in zip(speeds["peer"], speeds["own"], strict=True)]
+            rows.append(GOALS_BY_STREAMS[streams].row(median(ratios), ROUNDS))
+            if streams == 1:
+                added = percentile(firsts["peer"], 0.5) - percentile(firsts["own"], 0.5)
+                rows.append(FIRST.row(added * 1000, ROUNDS))
+    return rows
+
+
+@asynccontextmanager
+async def _own(folder: Path) -> AsyncIterator[str]:
+    """Base URL of a vLLM server with the arguments that our driver gives it, on a port in place of its socket."""
+    directory = folder / "own-vllm"
+    directory.mkdir()
+    request = LoadRequest("vllm", MODEL, "bench", CONTEXT_TOKENS, max(STREAMS), 1)
+    launch = await VllmServer(SETTINGS, str(PYTHON)).launch(request, directory)
+    port = await free_port()
+    command, place = [*launch.command], [*launch.command].index("--uds")
+    assert command[place + 1] == SOCKET_NAME
+    command[place : place + 2] = ["--host", "127.0.0.1", "--port", str(port)]
+    with (directory / "server.log").open("wb") as log:
+        process = await trio.lowlevel.open_process(
+            command, stdout=log, stderr=log, cwd=directory, env={**launch.environment}, process_group=0
+        )
+    try:
+        with trio.fail_after(START_SECONDS):
+            await _until_healthy(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 9)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def _until_healthy(base: str) -> None:
+    async with httpx.AsyncClient() as client:
+        while True:
+            try:
+                if (await client.get(f"{base}/health")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await trio.sleep(0.5)

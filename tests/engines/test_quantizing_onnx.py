@@ -1,0 +1,116 @@
+"""The quantizing child with real models of ring 1: MiniLM in INT8 and INT4, what it costs, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import trio
+
+from octonode.engines.quantizing import child
+from octonode.engines.quantizing.job import Job, Made, ratios
+from octonode.engines.quantizing.said import Progress
+from octonode.errors import OctonodeError
+from octonode.models.adding import collect
+from octonode.models.inspecting import inspect_paths
+
+pytestmark = pytest.mark.process
+MIB = 1024 * 1024
+BuiltModel = Callable[[str], Path]
+
+
+def job_for(folder: Path, target: Path, kind: str, category: str = "embeddings") -> Job:
+    target.mkdir()
+    files = tuple(name for name, _ in collect(folder))
+    return Job(
+        "onnx", kind, str(folder), str(target), category, files=files, file_bytes_max=256 * MIB, parent=os.getpid()
+    )
+
+
+def run(job: Job, told: list[Progress]) -> Made:
+    async def make() -> Made:
+        with trio.fail_after(170):
+            return await child.make(
+                job, python="", directory=Path(job.target).with_name("work"), threads=1, memory_bytes_max=0,
+                tell=told.append,
+            )  # fmt: skip
+
+    return trio.run(make)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fp32_least", "fp32_most", "operator"),
+    [("INT8", 0.25, 0.27, "MatMulInteger"), ("INT4", 0.13, 0.61, "MatMulNBits")],
+)
+def test_minilm_becomes_smaller_and_says_nearly_the_same(
+    built_model: BuiltModel, tmp_path: Path, kind: str, fp32_least: float, fp32_most: float, operator: str
+) -> None:
+    """Half of MiniLM is its table of words, which INT4 leaves as it is."""
+    folder, target, told = built_model("minilm"), tmp_path / "made", list[Progress]()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    made = run(job_for(folder, target, kind), told)
+    assert made.path == str(target)
+    assert made.parent_bytes == (folder / "model.onnx").stat().st_size
+    assert made.bytes == (target / "model.onnx").stat().st_size
+    assert fp32_least < ratios(made.bytes, made.weights)[0] < fp32_most
+    assert made.quality.measure == "cosine"
+    assert 0.9 < made.quality.value <= made.quality.mean < 0.9999
+    assert [each.stage for each in told] == ["start", "weights", "weights", "quality", "quality"]
+    graph = onnx.load(target / "model.onnx")
+    assert any(node.op_type == operator for node in graph.graph.node)
+    info = inspect_paths(collect(target))
+    assert (info.format, info.category) == ("onnx", "embeddings")
+    assert {name for name, _ in collect(target)} == {name for name, _ in collect(folder)}
+    for name in ("tokenizer.json", "modules.json", "1_Pooling/config.json"):
+        assert (target / name).read_bytes() == (folder / name).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "the parent stays as it was"
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "words"),
+    [
+        ("minilm-int8", "INT8", "quantized already (INT8)"),
+        ("smollm2-onnx-int4", "INT8", "quantized already (INT4)"),
+        ("colours-synthetic", "INT4", "nothing in this model can be made INT4"),
+        ("silero-vad", "INT8", "nothing in this model can be made INT8"),
+        ("ocr", "INT8", "3 ONNX graphs"),
+    ],
+)
+def test_what_cannot_become_smaller_is_refused(
+    built_model: BuiltModel, tmp_path: Path, model: str, kind: str, words: str
+) -> None:
+    with pytest.raises(OctonodeError) as caught:
+        run(job_for(built_model(model), tmp_path / "made", kind, "other"), [])
+    assert caught.value.code == "UNSUPPORTED"
+    assert words in caught.value.message
+
+
+def test_a_format_that_has_no_such_kind_is_refused(built_model: BuiltModel, tmp_path: Path) -> None:
+    job = job_for(built_model("minilm"), tmp_path / "made", "Q4_K_M")
+    with pytest.raises(OctonodeError, match="onnx models are not made into Q4_K_M") as caught:
+        run(job, [])
+    assert caught.value.code == "UNSUPPORTED"
+
+
+def test_a_file_that_grows_too_large_is_a_full_disk(built_model: BuiltModel, tmp_path: Path) -> None:
+    job = replace(job_for(built_model("minilm"), tmp_path / "made", "INT4"), file_bytes_max=MIB)
+    with pytest.raises(OctonodeError) as caught:
+        run(job, [])
+    assert caught.value.code == "DISK_FULL"
+
+
+def test_the_child_sees_its_model_and_no_other_file(built_model: BuiltModel, tmp_path: Path) -> None:
+    """The job names a file beside the model: the sandbox keeps it from being copied into the new one."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a key")
+    folder = built_model("minilm")
+    job = job_for(folder, tmp_path / "made", "INT4")
+    outside = os.path.relpath(secret, folder)
+    with pytest.raises(OctonodeError, match="Permission denied") as caught:
+        run(replace(job, files=(*job.files, outside)), [])
+    assert caught.value.code == "ENGINE_FAILED"
