@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import trio
 from starlette.requests import Request
@@ -16,14 +16,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from octonode.api.answering import ask_on
 from octonode.api.body import BodyLimits, read_json
 from octonode.api.jobs import PING_LINE, Job
-from octonode.api.openai import as_ask
 from octonode.api.ports import Ports
 from octonode.api.schema import (
     PING,
     AddModel,
-    ChatRequest,
     Explain,
     FetchModel,
     Join,
@@ -40,10 +39,12 @@ from octonode.api.schema import (
     sse_event,
     to_json,
 )
+from octonode.api.schema.fields import Terms
 from octonode.api.streaming import NDJSON, SSE, EventStream, cancel_when_gone
 from octonode.errors import NotFound, OctonodeError
 from octonode.ids import TaskId
 from octonode.protocol.receipt import verify_receipt
+from octonode.protocol.work.skills import CHAT, SKILLS, WorkRequest
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
 
 TASKS_MAX = 1000
@@ -137,8 +138,9 @@ class _Verbs:
     async def explain(self, request: Request) -> Response:
         asked: Explain = await self._parse(Explain, request)
         model = await self._ports.models.resolve(asked.model)
-        ask = as_ask(ChatRequest(asked.model, (), peer=asked.peer, privacy=privacy_level(asked.privacy_level)), model)
-        candidates = await self._ports.asking.explain(ask)
+        terms = Terms(asked.model, privacy_level(asked.privacy_level), asked.peer)
+        skill = asked.skill or (model.skills[0] if model.skills else CHAT)
+        candidates = await self._ports.asking.explain(ask_on(terms, model, work=_nothing_of(skill)))
         return JSONResponse({"model": to_json(model), "candidates": to_json(candidates)})
 
     async def doctor(self, _: Request) -> Response:
@@ -147,6 +149,17 @@ class _Verbs:
     async def stop(self, _: Request) -> Response:
         self._ports.node.stop()
         return JSONResponse({"state": "leaving"}, 202)
+
+
+def _nothing_of(skill: str) -> WorkRequest | None:
+    """An empty request of a skill: who would do it does not depend on what there is to do. Raises UNSUPPORTED."""
+    if skill == CHAT:
+        return None
+    known = SKILLS.get(skill)
+    if known is None:
+        raise bad_request(f"there is no skill {skill[:32]!r}; known are chat, {', '.join(SKILLS)}", "skill")
+    empty: WorkRequest = cast(Any, known.request)(b"")  # each begins with its one field that must be given
+    return empty
 
 
 class _Events:

@@ -39,6 +39,7 @@ from octonode.api.schema import (
     parse_chat,
 )
 from octonode.api.schema.answers import message_of
+from octonode.api.schema.chat import has_schema
 from octonode.api.streaming import SSE, EventStream, cancel_when_gone
 from octonode.tasks.asking import Ask
 
@@ -76,8 +77,11 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_json(scope, receive, self._limits)
-        # In a thread: a schema of many parts takes a while to be checked.
-        request = await trio.to_thread.run_sync(parse_chat, body, privacy_header(scope))
+        privacy = privacy_header(scope)
+        if has_schema(body):  # in a thread: one of many parts takes a while to be checked
+            request = await trio.to_thread.run_sync(parse_chat, body, privacy)
+        else:
+            request = parse_chat(body, privacy)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             model = await self._ports.models.resolve(request.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +27,7 @@ class _Embeddings:
         request = parse_embeddings(await read_json(scope, receive, self._limits), privacy_header(scope))
 
         def render(found: Embeddings, facts: AnswerFacts) -> Response:
-            return JSONResponse(embeddings_json(request, found, to_json(facts)))
+            return Response(embeddings_json(request, found, to_json(facts)), media_type="application/json")
 
         await answer_work(
             self._ports, scope, receive, send,

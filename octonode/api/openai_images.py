@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
@@ -63,7 +63,7 @@ class _Pictures:
         created = int(time.time())
 
         def render(made: Images, facts: AnswerFacts) -> Response:
-            return JSONResponse(images_json(made, created, to_json(facts)))
+            return Response(images_json(made, created, to_json(facts)), media_type="application/json")
 
         await answer_work(
             self._ports, scope, receive, send,

@@ -84,10 +84,10 @@ def show_facts(facts: AnswerFacts | None, note: str) -> None:
     print(f"-- {who}, {note} in {facts.seconds:.1f} s, {proof}{unsigned}", file=sys.stderr)
 
 
-def explain(client: Client, model: str, peer: str, *, as_json: bool) -> None:
+def explain(client: Client, model: str, peer: str, skill: str, *, as_json: bool) -> None:
     from octonode.api.schema import to_json
 
-    found = client.explain(model, peer=peer)
+    found = client.explain(model, peer=peer, skill=skill)
     rows = [
         (each.rank if each.accepted else "-", "this node" if each.local else each.peer, each.reason) for each in found
     ]
@@ -100,9 +100,10 @@ def served_by(client: Client, model: str) -> str:
 
 
 def is_path(model: str) -> bool:
-    """A file, or a folder that is written as a path: a bare name may be a model's as well."""
+    """A file, or a folder that is written as a path: `one/two` may be a model's name as well."""
     path = Path(model)
-    return path.is_file() or (model.startswith(("/", "./", "../")) and path.is_dir())
+    written_as_path = model.startswith(("/", "./", "../")) or model.endswith("/") or model.count("/") > 1
+    return path.is_file() or (written_as_path and path.is_dir())
 
 
 def load(client: Client, model: str, *, trust: bool, allow_unsigned: bool, quiet: bool) -> str:

@@ -117,7 +117,7 @@ def run(
         served = model if peer else ask.served_by(client, model)
         reference = served or ask.load(client, model, trust=trust, allow_unsigned=allow_unsigned, quiet=as_json)
         if explain:
-            ask.explain(client, reference, peer, as_json=as_json)
+            ask.explain(client, reference, peer, task, as_json=as_json)
             return
         try:
             _do(client, reference, wish, shown)
@@ -142,6 +142,8 @@ def _check(wish: _Wish, shown: Shown) -> None:
     """What is wrong whatever the model is, before anything is loaded or asked."""
     if wish.task and wish.task not in _TAKES:
         raise _bad(f"there is no task {wish.task!r}; known are {', '.join(_TAKES)}")
+    if wish.mode == "async":
+        raise _bad("run waits for its answer; octonode task submit --mode async does not")
     if wish.file is not None:
         if not wish.file.is_file():
             raise NotFound(f"{wish.file} does not exist; --input names a picture or a sound")

@@ -130,8 +130,8 @@ class Client(Works):
     def receipt(self, task: str) -> ReceiptFacts:
         return self.do(Calls.receipt(task))
 
-    def explain(self, model: str, *, peer: str = "") -> tuple[CandidateFacts, ...]:
-        return self.do(Calls.explain(model, peer))
+    def explain(self, model: str, *, peer: str = "", skill: str = "") -> tuple[CandidateFacts, ...]:
+        return self.do(Calls.explain(model, peer, skill))
 
     def doctor(self) -> tuple[Finding, ...]:
         return self.do(Calls.doctor)

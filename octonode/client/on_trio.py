@@ -120,8 +120,8 @@ class AsyncClient(AsyncWorks):
     async def receipt(self, task: str) -> ReceiptFacts:
         return await self.do(Calls.receipt(task))
 
-    async def explain(self, model: str, *, peer: str = "") -> tuple[CandidateFacts, ...]:
-        return await self.do(Calls.explain(model, peer))
+    async def explain(self, model: str, *, peer: str = "", skill: str = "") -> tuple[CandidateFacts, ...]:
+        return await self.do(Calls.explain(model, peer, skill))
 
     async def doctor(self) -> tuple[Finding, ...]:
         return await self.do(Calls.doctor)

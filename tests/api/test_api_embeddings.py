@@ -49,10 +49,10 @@ async def test_the_openai_client_gets_vectors(encoding: dict[str, Any]) -> None:
 
 async def test_what_may_be_asked_for_reaches_the_engine() -> None:
     async with Stage(asking=PlayedAsking(makes(FOUND))).run() as stage:
-        extra = {"octonode": {"truncate": False, "peer": PROVIDER}}
+        extra = {"octonode": {"truncate": False, "peer": PROVIDER, "mode": "batch"}}
         await trio.to_thread.run_sync(lambda: embed(stage, input="one", extra_body=extra, user="u"))
     assert stage.asking.asked[0].work == EmbedRequest(("one",), truncate=False)
-    assert stage.asking.asked[0].peer == PROVIDER
+    assert (stage.asking.asked[0].peer, stage.asking.asked[0].mode) == (PROVIDER, "batch")
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,41 @@ async def test_so_many_forms_at_once_and_no_more() -> None:
             assert (await client.post(f"{stage.url}/v1/chat/completions", json=chat)).status_code == 200
             release.set()
     assert sorted(statuses) == [200] * FORMS_AT_ONCE_MAX + [429]
+
+
+PLAIN: dict[str, Any] = {"model": "tiny"}
+FORM: dict[str, Any] = {"data": PLAIN | {"prompt": "x"}}
+ROUTES: dict[str, dict[str, Any]] = {
+    "embeddings": {"json": PLAIN | {"input": "x"}},
+    "images/generations": {"json": PLAIN | {"prompt": "x"}},
+    "images/edits": FORM | {"files": {"image": ("a.png", b"picture")}},
+    "audio/speech": {"json": PLAIN | {"input": "x"}},
+    "audio/transcriptions": {"data": PLAIN, "files": {"file": ("a.wav", b"sound")}},
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_every_route_keeps_the_rules_of_the_face(route: str) -> None:
+    """Privacy is refused and never lowered, an unknown model is 404, and a client that leaves cancels its work."""
+
+    async def script(_: Ask) -> Any:
+        await trio.sleep_forever()
+        yield
+
+    async with Stage(asking=PlayedAsking(script)).run() as stage, httpx.AsyncClient(timeout=60) as client:
+        url = f"{stage.url}/v1/{route}"
+        private = await client.post(url, **ROUTES[route], headers={"x-octonode-privacy": "private"})
+        kind = "json" if "json" in ROUTES[route] else "data"
+        other = ROUTES[route] | {kind: ROUTES[route][kind] | {"model": "nobody/has-this"}}
+        unknown = await client.post(url, **other)
+        assert stage.asking.asked == []
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: client.post(url, **ROUTES[route]))
+                await stage.asking.began.wait()
+                nursery.cancel_scope.cancel()
+            await stage.asking.left.wait()
+        assert stage.asking.open == 0
+    assert (private.status_code, private.json()["error"]["code"]) == (422, "PRIVACY_UNAVAILABLE")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "MODEL_NOT_FOUND")
+    assert unknown.headers["x-request-id"]

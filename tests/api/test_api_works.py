@@ -41,7 +41,7 @@ from octonode.protocol.work.vision import (
     TextLine,
 )
 from octonode.tasks.asking import Ask, AskEvent, Progress
-from octonode.testing.faces import PROVIDER, TOKEN, PlayedAsking, Stage, makes
+from octonode.testing.faces import PROVIDER, TOKEN, PlayedAsking, PlayedModels, Stage, a_model, makes
 
 FILE = bytes(range(256))
 WAV = Sound(FILE, 16_000, 1.5, seed=5)
@@ -173,3 +173,25 @@ async def test_a_node_that_is_lost_in_the_middle_is_said_to_be() -> None:
 
 def test_vectors_are_numbers_again() -> None:
     assert vectors_of(Embeddings(array("f", [1.0, -2.0, 0.5, 0.25]).tobytes(), 2)) == [[1.0, -2.0], [0.5, 0.25]]
+
+
+async def test_explain_is_about_what_is_to_be_done() -> None:
+    models = PlayedModels([a_model(skills=("embed", "chat"))])
+    asked: list[str] = []
+
+    class Heard(PlayedAsking):
+        async def explain(self, ask: Ask) -> Any:
+            asked.append(ask.skill)
+            return await super().explain(ask)
+
+    async with Stage(asking=Heard(), models=models).run() as stage, AsyncClient(stage.url, TOKEN) as client:
+        await client.explain("tiny")
+        await client.explain("tiny", skill="chat")
+        with pytest.raises(OctonodeError, match="cannot image; it can embed, chat"):
+            await client.explain("tiny", skill="image")
+        with pytest.raises(OctonodeError, match="no skill 'paint'"):
+            await client.explain("tiny", skill="paint")
+        models.held[:] = [a_model()]
+        for skill in (*CASES, ""):
+            await client.explain("tiny", skill=skill)
+    assert asked == ["embed", "chat", *CASES, "chat"]

@@ -97,7 +97,7 @@ async def test_more_requests_than_slots_all_end(any_engine, supervise, ask, gene
         answers: list[object] = []
 
         async def one(number: int) -> None:
-            answers.append(await generate(engine, ask(f"Count from {number}.", max_tokens=12)))
+            answers.append(await generate(engine, ask(f"Tell me a story about {number} boats.", max_tokens=12)))
 
         async with trio.open_nursery() as nursery:
             for number in range(7):

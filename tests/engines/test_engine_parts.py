@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octonode.config import EnginesConfig
-from octonode.engines import seccomp, select
+from octonode.engines import lora, seccomp, select
 from octonode.engines.adapters.completions import refusal
 from octonode.engines.adapters.scripted_answers import WordScript
 from octonode.engines.adapters.stopping import StopFilter
@@ -117,6 +117,17 @@ def test_a_missing_library_names_what_to_install(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'octonode\[llama\]'"):
         engine_for("gguf")
     assert select.available_engines() == ("scripted",)
+
+
+def test_the_second_backend_is_picked_where_only_it_is_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "llama_cpp" or None)
+    assert engine_for("gguf").name == "llama-cpp-python"
+    settings = EnginesConfig(lora=("us/m=/l/a.gguf:0.5", "other=/l/b.gguf"))
+    made = load_request(settings, model_root="r", model_path=Path("/m.gguf"), model_format="gguf", model_name="us/m")
+    assert lora.files_of(made.options[lora.OPTION]) == ((Path("/l/a.gguf"), 0.5),)
+    assert made.options["speculation"] == "auto"
+    with pytest.raises(ConfigError, match=r"engines\.lora"):
+        load_request(EnginesConfig(lora=("x",)), model_root="r", model_path=None, model_format="gguf")
 
 
 def test_a_load_request_follows_the_settings_and_the_model(monkeypatch):

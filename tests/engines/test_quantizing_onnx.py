@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import trio
+from onnx import TensorProto, helper, numpy_helper
 
 from octonode.engines.quantizing import child
 from octonode.engines.quantizing.job import Job, Made, ratios
@@ -90,27 +92,59 @@ def test_what_cannot_become_smaller_is_refused(
     assert words in caught.value.message
 
 
-def test_a_format_that_has_no_such_kind_is_refused(built_model: BuiltModel, tmp_path: Path) -> None:
-    job = job_for(built_model("minilm"), tmp_path / "made", "Q4_K_M")
+def product(folder: Path) -> Path:
+    """A folder with the smallest model that can become smaller: one product with a matrix of 256 x 256."""
+    folder.mkdir()
+    numbers = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 256])],
+        [numpy_helper.from_array(numbers, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "m.onnx")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
+def test_a_model_that_nothing_is_measured_of_says_so(tmp_path: Path) -> None:
+    made = run(job_for(product(tmp_path / "m"), tmp_path / "made", "INT4", "other"), [])
+    assert (made.weights, made.quality.measure) == (256 * 256, "none")
+    assert "category other" in made.quality.reason
+    assert made.bytes < made.parent_bytes / 5
+
+
+def test_one_file_alone_is_made_one_file(tmp_path: Path) -> None:
+    file = product(tmp_path / "m") / "m.onnx"
+    job = replace(job_for(file, tmp_path / "made", "INT8", "other"), files=())
+    assert run(job, []).path == str(tmp_path / "made" / "m.onnx")
+    assert [each.name for each in (tmp_path / "made").iterdir()] == ["m.onnx"], "not what lies beside it"
+
+
+def test_a_format_that_has_no_such_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OctonodeError, match="onnx models are not made into Q4_K_M") as caught:
-        run(job, [])
+        run(job_for(product(tmp_path / "m"), tmp_path / "made", "Q4_K_M"), [])
     assert caught.value.code == "UNSUPPORTED"
 
 
-def test_a_file_that_grows_too_large_is_a_full_disk(built_model: BuiltModel, tmp_path: Path) -> None:
-    job = replace(job_for(built_model("minilm"), tmp_path / "made", "INT4"), file_bytes_max=MIB)
+def test_a_file_that_grows_too_large_is_a_full_disk(tmp_path: Path) -> None:
+    job = replace(job_for(product(tmp_path / "m"), tmp_path / "made", "INT4"), file_bytes_max=1000)
     with pytest.raises(OctonodeError) as caught:
         run(job, [])
     assert caught.value.code == "DISK_FULL"
 
 
-def test_the_child_sees_its_model_and_no_other_file(built_model: BuiltModel, tmp_path: Path) -> None:
-    """The job names a file beside the model: the sandbox keeps it from being copied into the new one."""
+def test_the_child_sees_its_model_and_no_other_file(tmp_path: Path) -> None:
+    """A file of the model leads to a key: the sandbox keeps it from being copied into the new one."""
     secret = tmp_path / "secret.txt"
     secret.write_text("a key")
-    folder = built_model("minilm")
-    job = job_for(folder, tmp_path / "made", "INT4")
-    outside = os.path.relpath(secret, folder)
+    folder = product(tmp_path / "m")
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to(secret)
+    job = job_for(folder, tmp_path / "made", "INT4", "other")
     with pytest.raises(OctonodeError, match="Permission denied") as caught:
-        run(replace(job, files=(*job.files, outside)), [])
+        run(job, [])
     assert caught.value.code == "ENGINE_FAILED"
+    run(replace(job, sandbox=False), [])
+    assert (tmp_path / "made" / "notes.txt").read_text() == "a key", "so it was the sandbox"

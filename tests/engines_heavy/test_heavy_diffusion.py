@@ -151,3 +151,19 @@ async def test_a_sound_has_its_seed_length_and_steps(supervise, model_folder):
                 if isinstance(event, Step) and event.done >= 2:
                     break
         assert (await made(engine, request)).result == rain.result
+
+
+async def test_values_that_are_no_numbers_are_no_picture(supervise, model_folder, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder("tiny-sd"), folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][:] = np.nan
+    save_file(weights, file)
+    async with supervise(load("diffusers", folder, "diffusion")) as supervisor:
+        engine = await supervisor.wait_ready(ROOT)
+        with pytest.raises(OctonodeError, match="no numbers") as caught:
+            await made(engine, ImageRequest("a boat", steps=1))
+        assert caught.value.code == "ENGINE_FAILED"

@@ -65,7 +65,7 @@ async def test_perplexity_tells_how_much_is_lost(smollm2, quantize):
     eight = await measured(Path((await quantize(smollm2, "Q8_0")).path))
     four = await measured(Path((await quantize(smollm2, "Q4_0")).path))
     assert 1 < parent < 50, "English is foreseen, and not known by heart"
-    assert abs(eight / parent - 1) < 0.01, "8 bits hold what 4 bits held"
+    assert abs(eight / parent - 1) < 0.03, "8 bits hold what 4 bits held"
     assert 0.98 < four / parent < 1.5
     assert steps[-1] == ("quality", 2, 2)
 

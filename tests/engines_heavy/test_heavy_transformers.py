@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from octonode.engines.slots import Slot
 from octonode.errors import OctonodeError
 from tests.engines_heavy.working import ROOT
 
@@ -47,3 +48,36 @@ async def test_weights_that_are_no_safetensors_are_never_opened(supervise, trans
             with pytest.raises(OctonodeError) as caught:
                 await supervisor.wait_ready(ROOT)
             assert caught.value.code == "FORMAT_REFUSED"
+
+
+class _Ends:
+    """What the network needs of a tokenizer to be stepped."""
+
+    eos_token_id = 1
+
+
+def test_values_that_are_no_numbers_end_the_request_and_empty_the_slot() -> None:
+    """In this process, on a network in miniature with weights of chance."""
+    import torch
+    import transformers
+
+    from octonode.engines.adapters.transformers_text import TextModel
+
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    network = transformers.LlamaForCausalLM(config).eval()
+    text = TextModel(torch, transformers, network, _Ends(), 1)
+    assert text.start(Slot(0, True), [2, 3, 4]) == 0
+    whole = text.compute(Slot(0, True), [2, 3, 4])
+    assert text.start(Slot(0, True), [2, 3, 5]) == 2, "what begins alike is not computed again"
+    parts = text.compute(Slot(0, True), [5])
+    assert text.start(Slot(0, False), [2, 3, 5]) == 0, "of another scope nothing is looked at"
+    assert torch.allclose(parts, text.compute(Slot(0, False), [2, 3, 5]), atol=1e-5)
+    assert not torch.allclose(parts, whole)
+    with torch.no_grad():
+        network.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(OctonodeError, match="no numbers") as caught:
+        text.compute(Slot(0, True), [6])
+    assert caught.value.code == "ENGINE_FAILED"
+    assert text.start(Slot(0, True), [2, 3, 5, 6]) == 0

@@ -72,7 +72,7 @@ async def test_speech_becomes_words_with_rising_times(supervise, whisper, speech
         assert not any(segment.words for segment in plain.segments)
         warm = (await made(engine, TranscribeRequest(speech, temperature=0.4))).result
         assert len(heard(warm)) >= 4, warm.text
-        packed = (await made(engine, TranscribeRequest(ogg(speech), prompt="A fox."))).result
+        packed = (await made(engine, TranscribeRequest(ogg(speech), prompt="A fox. " * 200))).result
         assert len(heard(packed)) >= 6, packed.text
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from octonode.models.formats import FormatRefused
-from tests.models.samples import inspect, onnx, onnx_node
+from tests.models.samples import chunk, inspect, number, onnx, onnx_node, onnx_tensor
 
 GRAPH = {"model.onnx": onnx()}
 VOICE = {"audio": {"sample_rate": 22050}, "phoneme_id_map": {"_": [0]}}
@@ -57,6 +58,22 @@ def test_a_voice_of_piper_is_known_by_its_own_json() -> None:
     assert inspect({"m.onnx": onnx(), "m.onnx.json": b'{"audio": 1}'}).category == "other"
     with pytest.raises(FormatRefused, match="not JSON"):
         inspect({"m.onnx": onnx(), "m.onnx.json": b"{"})
+
+
+def test_the_quantization_is_that_of_most_weights() -> None:
+    def said(*tensors: bytes, nodes: Sequence[bytes] = (onnx_node(),)) -> str:
+        return inspect({"m.onnx": onnx(nodes, tensors, opsets={"": 17, "com.microsoft": 1})}).quantization
+
+    assert said() == ""
+    assert said(onnx_tensor(100), onnx_tensor(4, kind=7)) == "F32"
+    assert said(onnx_tensor(10), onnx_tensor(1000, kind=3)) == "INT8"
+    assert said(onnx_tensor(10), onnx_tensor(1000, kind=10)) == "F16"
+    assert said(onnx_tensor(1000, kind=7)) == "", "whole numbers of 64 bits are no weights"
+    bits = chunk(5, chunk(1, "bits") + number(3, 4) + number(20, 2))
+    packed = onnx_node("MatMulNBits", "com.microsoft", bits)
+    assert said(onnx_tensor(10), onnx_tensor(1000, kind=2), nodes=[packed]) == "INT4"
+    odd = onnx_node("MatMulNBits", "com.microsoft", chunk(5, chunk(1, "bits") + number(3, 400)))
+    assert said(onnx_tensor(1000, kind=2), nodes=[odd]) == "INT8"
 
 
 def test_several_graphs_are_one_model_and_the_operators_of_the_runtime_are_taken() -> None:

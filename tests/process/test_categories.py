@@ -215,3 +215,10 @@ def test_what_a_model_cannot_do_is_told_before_anybody_is_asked(
     assert "convert it to PNG" in message
     told = works(c.home, "run", f"{a.peer_id}/ocr", "--input", str(picture))
     assert told["result"]["lines"][0]["text"] == WRITTEN, "and the next one is served"
+
+
+def test_a_folder_is_run_without_a_daemon(tmp_path: Path, built_model: Callable[[str], Path]) -> None:
+    told = works(tmp_path / "home", "run", str(built_model("minilm")), SENTENCES[0])
+    assert told["octonode"]["local"] is True
+    assert len(told["result"]["vectors"][0]) == 384
+    assert not (tmp_path / "home" / "daemon.json").exists()

@@ -206,8 +206,9 @@ class Calls:
         return Call("GET", f"/api/v1/receipts/{quote(task)}", one(ReceiptFacts))
 
     @staticmethod
-    def explain(model: str, peer: str) -> Call[tuple[CandidateFacts, ...]]:
-        return Call("POST", "/api/v1/explain", many(CandidateFacts, "candidates"), {"model": model, "peer": peer})
+    def explain(model: str, peer: str, skill: str = "") -> Call[tuple[CandidateFacts, ...]]:
+        body = {"model": model, "peer": peer, "skill": skill}
+        return Call("POST", "/api/v1/explain", many(CandidateFacts, "candidates"), body)
 
     @staticmethod
     def chat(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Call[Answer]:

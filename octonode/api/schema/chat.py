@@ -33,7 +33,7 @@ from octonode.api.schema.shape import text
 from octonode.api.schema.structured import Schema, take_schema
 from octonode.api.schema.tools import History, Tools, call_schema, parse_tools, with_tools
 
-__all__ = ["OURS", "ChatRequest", "Wanted", "parse_chat", "privacy_level"]
+__all__ = ["OURS", "ChatRequest", "Wanted", "has_schema", "parse_chat", "privacy_level"]
 
 MESSAGES_MAX = 2048
 TOP_LOGPROBS_MAX = 20
@@ -149,6 +149,11 @@ def parse_chat(body: Any, privacy_header: str | None = None) -> ChatRequest:
         schema=wanted.constraint,
         logprobs=_logprobs(body),
     )
+
+
+def has_schema(body: Any) -> bool:
+    """Whether reading this body may take a while."""
+    return isinstance(body, Mapping) and bool(body.get("tools") or body.get("response_format"))
 
 
 def _wanted(body: Mapping[str, Any]) -> Wanted:

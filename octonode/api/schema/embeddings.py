@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from array import array
 from collections.abc import Mapping
@@ -64,19 +65,22 @@ def vectors_of(found: Embeddings) -> list[list[float]]:
     return [numbers[at : at + size].tolist() for at in range(0, len(numbers), size)]
 
 
-def embeddings_json(request: EmbeddingsRequest, found: Embeddings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer; `facts` is its `octonode` object."""
+def embeddings_json(request: EmbeddingsRequest, found: Embeddings, facts: Mapping[str, Any]) -> bytes:
+    """The answer as JSON; `facts` is its `octonode` object.
+
+    Written a vector at a time: all of them in one call would stop every other thread for as long as they take.
+    """
     size = 4 * found.dimensions
     if request.encoding == "base64":
-        vectors: list[Any] = [
-            base64.b64encode(found.vectors[at : at + size]).decode("ascii") for at in range(0, len(found.vectors), size)
-        ]
+        places = range(0, len(found.vectors), size)
+        vectors = [b'"' + base64.b64encode(found.vectors[at : at + size]) + b'"' for at in places]
     else:
-        vectors = vectors_of(found)
-    return {
+        vectors = [json.dumps(each).encode() for each in vectors_of(found)]
+    data = [b'{"object":"embedding","index":%d,"embedding":%s}' % (index, each) for index, each in enumerate(vectors)]
+    rest = {
         "object": "list",
-        "data": [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(vectors)],
         "model": request.terms.model,
         "usage": {"prompt_tokens": found.tokens_in, "total_tokens": found.tokens_in},
         "octonode": {**facts, "dimensions": found.dimensions, "texts_cut": found.texts_cut},
     }
+    return b'{"data":[' + b",".join(data) + b"]," + json.dumps(rest).encode()[1:]

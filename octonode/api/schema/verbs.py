@@ -106,3 +106,5 @@ class Explain:
     model: str
     peer: str = ""
     privacy_level: str = "public"
+    skill: str = ""
+    """What is to be done; empty: the first thing that the model can."""

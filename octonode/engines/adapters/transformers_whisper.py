@@ -156,11 +156,19 @@ class TransformersWhisperMaker:
         if self._codes:
             options |= {"language": language, "task": "transcribe"}
         if request.prompt:
-            prompt = self._tokenizer.get_prompt_ids(request.prompt, return_tensors="pt")
-            options["prompt_ids"] = prompt.to(self._model.device)
+            options["prompt_ids"] = self._prompt(request.prompt)
         if request.words:
             options["return_token_timestamps"] = True
         return options
+
+    def _prompt(self, prompt: str) -> Any:
+        """Its mark and its last tokens, half of what the decoder holds. Raises OctonodeError BAD_REQUEST."""
+        try:
+            ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+        except ValueError as error:  # marks of the model's own
+            raise OctonodeError(f"the prompt is not taken: {str(error)[:200]}", code="BAD_REQUEST") from None
+        kept = self._model.config.max_target_positions // 2 - 1
+        return self._torch.cat([ids[:1], ids[1:][-kept:]]).to(self._model.device)
 
     def _segment(self, found: dict[str, Any], seconds: float, *, words: bool) -> Segment:
         tokens = found["tokens"].tolist()

@@ -11,10 +11,7 @@ from typing import Any
 from octonode.engines.quantizing.job import Quality
 from octonode.engines.quantizing.sentences import SENTENCES
 
-__all__ = ["SENTENCES", "TEXT", "cosines", "pooled", "pooling_of"]
-
-TEXT = " ".join(SENTENCES)
-"""About 400 tokens, over which the perplexity of SafeTensors is taken."""
+__all__ = ["SENTENCES", "cosines", "pooled", "pooling_of"]
 
 
 def pooling_of(folder: Path) -> str:

@@ -208,6 +208,7 @@ def onnx(files: Sequence[FileBytes], sizes: Mapping[str, int], domains: Set[str]
     file, model = max(models, key=lambda pair: pair[1].weights_bytes)
     info = FormatInfo(
         "onnx",
+        quantization=model.quantization,
         category="other",
         shape=replace(FormatInfo("").shape, parameters=model.parameters),
         weights_bytes=model.weights_bytes,

@@ -42,6 +42,20 @@ _BITS: Final = {
     for kind in kinds
 }
 """TensorProto.DataType -> bits of one value; texts (8) have none."""
+_QUANTIZATIONS: Final = {
+    1: "F32",
+    10: "F16",
+    11: "F64",
+    16: "BF16",
+    2: "INT8",
+    3: "INT8",
+    21: "INT4",
+    22: "INT4",
+    23: "FP4",
+    **dict.fromkeys((17, 18, 19, 20), "FP8"),
+}
+_PACKED: Final = "MatMulNBits"
+"""Its weights are bytes with several values each; how many bits they have is an attribute of the node."""
 
 
 class OnnxError(ValueError):
@@ -63,11 +77,23 @@ class OnnxModel:
     opsets: dict[str, int] = field(default_factory=dict)
     parameters: int = 0
     weights_bytes: int = 0
+    type_bytes: dict[int, int] = field(default_factory=dict)
+    """TensorProto.DataType -> bytes of weights of it."""
+    packed_bits: dict[int, int] = field(default_factory=dict)
+    """Bits of packed weights -> nodes that have them."""
     nodes: int = 0
     tensors: int = 0
     external: list[External] = field(default_factory=list)
     functions: set[tuple[str, str]] = field(default_factory=set)
     """(domain, name) of the functions that the model brings itself, made of other operators."""
+
+    @property
+    def quantization(self) -> str:
+        """Of most of its weights: `F32`, `INT8`, `INT4`, ...; empty where nothing says it."""
+        if self.packed_bits:
+            return f"INT{max(self.packed_bits, key=self.packed_bits.__getitem__)}"
+        most = max(self.type_bytes, key=self.type_bytes.__getitem__, default=0)
+        return _QUANTIZATIONS.get(most, "")
 
     @property
     def versions(self) -> str:
@@ -205,11 +231,26 @@ class _Reader:
                 domain = self._walker.text_of(each, TEXT_BYTES_MAX)
             elif each.number == 5:
                 self._attribute(each, deep)
+        if operator == _PACKED:
+            self._note_bits(message)
         if domain not in self._domains and (domain, operator) not in self._model.functions:
             raise OnnxError(
                 f"the operator {operator[:64]!r} of {domain[:64]!r}, which needs a library of its own; engines here "
                 "load none"
             )
+
+    def _note_bits(self, node: Field) -> None:
+        for attribute in self._walker.fields(node.start, node.end):
+            if attribute.number != 5 or attribute.wire != BYTES:
+                continue
+            name, value = "", 0
+            for each in self._walker.fields(attribute.start, attribute.end):
+                if each.number == 1:
+                    name = self._walker.text_of(each, TEXT_BYTES_MAX)
+                elif each.number == 3 and each.wire == VARINT:
+                    value = each.value
+            if name == "bits" and value in (2, 3, 4, 5, 6, 7, 8):
+                self._model.packed_bits[value] = self._model.packed_bits.get(value, 0) + 1
 
     def _attribute(self, message: Field, deep: int) -> None:
         if message.wire != BYTES:
@@ -248,6 +289,7 @@ class _Reader:
             self._external(entries, size_bytes)
         self._model.parameters += values
         self._model.weights_bytes += size_bytes
+        self._model.type_bytes[kind] = self._model.type_bytes.get(kind, 0) + size_bytes
 
     def _external(self, entries: list[Field], size_bytes: int) -> None:
         said: dict[str, str] = {}

@@ -1,0 +1,444 @@
+"""Work that cannot be done, and models that cannot be run, at real daemons: each gets its error with the way out.
+
+A serves models of every light category, to others too; C has none of them and asks A, and has engines that fail.
+Through all of it one client reads a long answer from A, by way of C.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import sysconfig
+import threading
+import venv
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from octonode.api.schema import AddModel, ServeModel
+from octonode.client import Client
+from octonode.errors import TABLE, OctonodeError
+from octonode.testing.daemon import Daemon
+from tests.engines.gguf_files import write_nan
+from tests.models import samples
+from tests.process.fleet import PATIENCE_SECONDS, Asking, Fleet, fails, works
+
+pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.slow]
+
+MODELS = ("minilm", "ocr", "text-direction", "silero-vad", "piper-joe")
+WRITTEN = "OCTONODE 42"
+PACE = {"OCTONODE_ENGINES_SCRIPTED_TOKENS_PER_SECOND": "40", "OCTONODE_ENGINES_SCRIPTED_ANSWER_TOKENS": "240"}
+CRASHES_MAX = 3
+RATE_HZ = 16_000
+BODY_BYTES_MAX = 23 << 20
+"""More than any face takes."""
+
+
+@pytest.fixture(scope="module")
+def a(fleet: Fleet, place: Path, built_model: Callable[[str], Path], smollm2: Path, scripted: Path) -> Daemon:
+    node = fleet.start(place / "a", extra=PACE)
+    given = [*((name, built_model(name)) for name in MODELS), ("words", smollm2), ("talk", scripted)]
+    with Client.from_home(node.home) as client:
+        for name, path in given:
+            client.add_model(AddModel(path=str(path), name=name, publish=True))
+            client.serve_model(ServeModel(reference=f"{node.peer_id}/{name}"))
+    return node
+
+
+@pytest.fixture(scope="module")
+def broken_python(place: Path) -> Path:
+    """An interpreter that has all of ours; a module put beside it stands before ours of that name."""
+    home = place / "python"
+    venv.create(home, with_pip=False)
+    (packages,) = home.glob("lib/python*/site-packages")
+    ours = [sysconfig.get_path("purelib"), str(Path(__file__).resolve().parents[2])]
+    (packages / "ours.pth").write_text("\n".join(ours) + "\n")
+    return home / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def c(fleet: Fleet, place: Path, a: Daemon, broken_python: Path) -> Daemon:
+    pythons = ",".join(f"{engine}={broken_python}" for engine in ("onnx-vision", "onnx-embeddings"))
+    settings = {
+        "OCTONODE_ENGINES_PYTHONS": pythons,
+        "OCTONODE_ENGINES_CRASHES_BEFORE_QUARANTINE": str(CRASHES_MAX),
+    }
+    node = fleet.start(place / "c", "--bootstrap", a.ready.join, "--trust", a.peer_id, extra=settings)
+    fleet.met(node, a)
+    with Client.from_home(node.home) as client:
+        fleet.until(lambda: all(known(client, f"{a.peer_id}/{name}") for name in (*MODELS, "words", "talk")))
+    return node
+
+
+def known(client: Client, model: str) -> bool:
+    try:
+        return bool(client.model(model).skills)
+    except OctonodeError:
+        return False
+
+
+# -- Those who are not to be disturbed ----------------------------------------------------------------------------
+
+
+class Reader:
+    """Reads one long answer after the other; all of them are the same, and whole."""
+
+    def __init__(self, node: Daemon, model: str) -> None:
+        self._node = node
+        self._model = model
+        self._texts: set[str] = set()
+        self._asking: Asking | None = None
+
+    def read_on(self) -> int:
+        """In the middle of an answer; the pieces of it that are here."""
+        if self._asking is None or self._asking.answer is not None or self._asking.error is not None:
+            self.end()
+            self._asking = Asking(self._node, self._model, max_tokens=240)
+            self._asking.begun()
+        return len(self._asking.pieces)
+
+    def goes_on(self, fleet: Fleet, since: int) -> None:
+        """Until more of the answer than those pieces is here, or all of it."""
+        asking = self._asking
+        assert asking is not None
+        fleet.until(lambda: len(asking.pieces) > since or asking.answer or asking.error)
+        assert asking.error is None, asking.error
+
+    def end(self) -> None:
+        if self._asking is not None:
+            self._texts.add(self._asking.whole().text)
+            assert len(self._texts) == 1
+            self._asking = None
+
+
+@pytest.fixture(scope="module")
+def reader(a: Daemon, c: Daemon) -> Iterator[Reader]:
+    reader = Reader(c, f"{a.peer_id}/talk")
+    yield reader
+    reader.end()
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(fleet: Fleet, a: Daemon, c: Daemon, reader: Reader) -> Iterator[None]:
+    """Both daemons and every worker of A live on, and the answer that is being read goes on."""
+    workers = workers_of(a)
+    assert len(workers) == len(MODELS) + 2
+    before = reader.read_on()
+    yield
+    reader.goes_on(fleet, before)
+    assert a.running
+    assert c.running
+    assert workers_of(a) == workers
+
+
+def workers_of(node: Daemon) -> set[int]:
+    return {each.pid for each in psutil.Process(node.pid).children() if "octonode.engines.worker" in each.cmdline()}
+
+
+@pytest.fixture(params=["at its own node", "through a peer"])
+def face(request: pytest.FixtureRequest, a: Daemon, c: Daemon) -> Daemon:
+    """Who is asked for the work of A's models."""
+    return a if request.param == "at its own node" else c
+
+
+# -- Asking --------------------------------------------------------------------------------------------------------
+
+
+def posted(node: Daemon, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    return httpx.post(f"{node.api}{path}", json=body, timeout=PATIENCE_SECONDS)
+
+
+def infer(node: Daemon, model: str, skill: str, given: Mapping[str, Any], **parameters: Any) -> httpx.Response:
+    """By the native API; bytes go as base64."""
+    plain = {
+        name: base64.b64encode(each).decode() if isinstance(each, bytes) else each for name, each in given.items()
+    }
+    return posted(
+        node, "/api/v1/inference", {"model": model, "skill": skill, "input": plain, "parameters": parameters}
+    )
+
+
+def refused(response: httpx.Response, code: str) -> str:
+    """The message of a refusal with this code and the HTTP status that belongs to it."""
+    assert response.is_error, response.text[:300]
+    error = response.json()["error"]
+    assert (error["code"], response.status_code) == (code, TABLE[code].http_status), error
+    return str(error["message"])
+
+
+def done(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()["result"]
+
+
+def sign() -> bytes:
+    image = Image.new("RGB", (400, 80), "white")
+    ImageDraw.Draw(image).text((20, 20), WRITTEN, fill="black", font=ImageFont.load_default(32))
+    return png(image)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def picture_of(width: int, height: int, rows: bytes, *before: bytes) -> bytes:
+    """A PNG that declares so many pixels of one bit, whatever it holds."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def wav(samples_bytes: bytes, *, kind: int = 1, bits: int = 16, declared: int | None = None) -> bytes:
+    size = len(samples_bytes) if declared is None else declared
+    form = struct.pack("<HHIIHH", kind, 1, RATE_HZ, RATE_HZ * bits // 8, bits // 8, bits)
+    head = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", size)
+    return b"RIFF" + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVE" + head + samples_bytes
+
+
+TONE = wav(np.round(9000 * np.sin(np.arange(RATE_HZ) / 8)).astype("<i2").tobytes())
+
+
+# -- Work ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_over_the_context(face: Daemon, a: Daemon, stream: bool) -> None:
+    model, words = f"{a.peer_id}/words", "word " * 3000
+    asked = {"model": model, "messages": [{"role": "user", "content": words}], "stream": stream}
+    for path, body in (
+        ("/v1/chat/completions", asked),
+        ("/v1/completions", {"model": model, "prompt": words, "stream": stream}),
+    ):
+        message = refused(posted(face, path, body), "CONTEXT_EXCEEDED")
+        assert "2048" in message
+        assert "shorten" in message
+
+
+def test_a_text_that_is_not_to_be_cut(face: Daemon, a: Daemon) -> None:
+    """Beside it, the same text may be cut, and it is told."""
+    body = {"model": f"{a.peer_id}/minilm", "input": ["short", "word " * 3000]}
+    message = refused(posted(face, "/v1/embeddings", {**body, "octonode": {"truncate": False}}), "CONTEXT_EXCEEDED")
+    assert "256" in message or "512" in message
+    assert "shorten" in message or "truncate" in message
+    cut = posted(face, "/v1/embeddings", body)
+    assert cut.status_code == 200, cut.text
+    assert len(cut.json()["data"]) == 2
+
+
+BILLION = picture_of(40_000, 25_000, bytes(100))
+TEXT_BOMB = picture_of(8, 8, bytes(16), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50 << 20))))
+BAD_PICTURES = {
+    "a billion pixels": (BILLION, "TOO_LARGE", "scale it down"),
+    "text that unpacks to 50 MiB": (TEXT_BOMB, "BAD_REQUEST", "send it whole"),
+    "cut off": (sign()[:200], "BAD_REQUEST", "send it whole"),
+    "no picture": (b"%PDF-1.7 a page", "BAD_REQUEST", "convert it to PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+@pytest.mark.parametrize(("model", "skill"), [("ocr", "read"), ("text-direction", "classify")])
+def test_bad_pictures_among_good_ones(face: Daemon, a: Daemon, model: str, skill: str, kind: str) -> None:
+    """They are asked at once, and so may be of one batch: only the bad one fails."""
+    data, code, way_out = BAD_PICTURES[kind]
+    with ThreadPoolExecutor(3) as pool:
+        bad, *good = pool.map(
+            lambda image: infer(face, f"{a.peer_id}/{model}", skill, {"image": image}), [data, sign(), sign()]
+        )
+    assert way_out in refused(bad, code)
+    for each in map(done, good):
+        if skill == "read":
+            assert [line["text"] for line in each["lines"]] == [WRITTEN]
+        else:
+            assert each["labels"][0]["name"] == "upright"
+
+
+def test_a_picture_that_unpacks_to_a_thousand_times_its_size_is_only_large(face: Daemon, a: Daemon) -> None:
+    """60 million pixels, all white, in 20 KB: within the limit, so it is looked at."""
+    width, height = 10_000, 6_000
+    data = picture_of(width, height, (b"\0" + b"\xff" * (width // 8)) * height)
+    assert len(data) < 20_480
+    found = done(infer(face, f"{a.peer_id}/ocr", "read", {"image": data}))
+    assert (found["lines"], found["width_pixels"]) == ([], width)
+
+
+NAN = np.full(RATE_HZ, np.nan, "<f4").tobytes()
+BAD_SOUNDS = {
+    "three hours by its header": (wav(bytes(32_000), declared=3 * 3600 * RATE_HZ * 2), "TOO_LARGE", "cut it into"),
+    "no numbers": (wav(NAN, kind=3, bits=32), "BAD_REQUEST", "no numbers"),
+    "cut off": (TONE[:1000], "BAD_REQUEST", "cut off"),
+    "no sound": (b"MThd\0\0\0\6", "BAD_REQUEST", "ffmpeg"),
+    "over 15 MiB": (wav(bytes(15 << 20)), "TOO_LARGE", "takes 1 to"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SOUNDS)
+def test_bad_sounds_among_good_ones(face: Daemon, a: Daemon, kind: str) -> None:
+    data, code, way_out = BAD_SOUNDS[kind]
+    model = f"{a.peer_id}/silero-vad"
+    with ThreadPoolExecutor(3) as pool:
+        bad, *good = pool.map(lambda sound: infer(face, model, "voice_activity", {"audio": sound}), [data, TONE, TONE])
+    assert way_out in refused(bad, code)
+    assert [each["seconds"] for each in map(done, good)] == [1.0, 1.0]
+
+
+def test_bodies_over_the_limit_are_refused_before_they_are_held(face: Daemon, a: Daemon) -> None:
+    """As JSON, and as a form: neither is looked into."""
+    native = httpx.post(f"{face.api}/api/v1/inference", content=bytes(BODY_BYTES_MAX), timeout=PATIENCE_SECONDS)
+    assert "send less" in refused(native, "TOO_LARGE")
+    form = httpx.post(
+        f"{face.api}/v1/audio/transcriptions",
+        data={"model": f"{a.peer_id}/silero-vad"},
+        files={"file": ("long.wav", bytes(BODY_BYTES_MAX))},
+        timeout=PATIENCE_SECONDS,
+    )
+    assert "send less" in refused(form, "TOO_LARGE")
+
+
+def test_more_text_than_is_spoken_at_a_time(face: Daemon, a: Daemon) -> None:
+    body = {"model": f"{a.peer_id}/piper-joe", "input": "word " * 1000, "voice": "default", "response_format": "wav"}
+    assert "4096" in refused(posted(face, "/v1/audio/speech", body), "BAD_REQUEST")
+
+
+# -- Schemas -------------------------------------------------------------------------------------------------------
+
+
+def schemed(node: Daemon, model: str, schema: Any, content: str = "Write an a.", **fields: Any) -> httpx.Response:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    messages = [{"role": "user", "content": content}]
+    asked = {"model": model, "messages": messages, "response_format": form, "temperature": 0, "max_tokens": 24}
+    return posted(node, "/v1/chat/completions", {**asked, **fields})
+
+
+def with_pattern(pattern: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": pattern}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("schema", "way_out"),
+    [
+        ({"type": "strng"}, "at type"),
+        ({"properties": {"a": {"$ref": "https://example.com/a.json"}}}, "refer with #/$defs/NAME"),
+        (with_pattern("((a{1000}){1000}){1000}"), "pattern"),
+        (with_pattern("(a"), "pattern"),
+    ],
+    ids=["malformed", "remote", "multiplying", "unclosed"],
+)
+def test_schemas_that_are_none(face: Daemon, a: Daemon, schema: Any, way_out: str) -> None:
+    assert way_out in refused(schemed(face, f"{a.peer_id}/words", schema), "BAD_REQUEST")
+    native = infer(
+        face, f"{a.peer_id}/words", "chat", {"messages": [{"role": "user", "content": "x"}], "schema": json.dumps(schema)}
+    )
+    assert native.json()["error"]["code"] in ("BAD_REQUEST", "UNSUPPORTED"), "the engine refuses it too"
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a|a)*b$", "^(a*)*$", "^(.*){30}b$", "^((a?){20}){20}a{20}$"])
+def test_patterns_that_explode_elsewhere(fleet: Fleet, face: Daemon, a: Daemon, pattern: str) -> None:
+    """Held to or refused, while another answer is written by the same worker, and then another still."""
+    model = f"{a.peer_id}/words"
+    other = Asking(face, model, "Tell me a story.", max_tokens=40)
+    other.begun()
+    response = schemed(face, model, with_pattern(pattern))
+    assert other.whole().text
+    if response.is_error:
+        assert "simplify it" in refused(response, "UNSUPPORTED")
+    else:
+        said = response.json()["choices"][0]
+        assert said["finish_reason"] in ("stop", "length")
+    assert Asking(face, model, "Say hello.", max_tokens=4).whole().text
+
+
+# -- Models --------------------------------------------------------------------------------------------------------
+
+
+def added(node: Daemon, path: Path, name: str) -> str:
+    """Its reference at this node."""
+    with Client.from_home(node.home) as client:
+        return client.add_model(AddModel(path=str(path), name=name)).model.reference
+
+
+def shim(python: Path, text: str) -> Path:
+    """What that interpreter imports as onnxruntime from now on; remove the file, and it is ours again."""
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    file = packages / "onnxruntime.py"
+    file.write_text(text)
+    return file
+
+
+def loaded(node: Daemon, reference: str) -> dict[str, Any]:
+    found = [each for each in works(node.home, "engines")["loaded"] if each["reference"] == reference]
+    return found[0] if found else {}
+
+
+def test_a_model_that_needs_more_memory_than_there_is(c: Daemon, tmp_path: Path) -> None:
+    """By what its header says, before anything is loaded."""
+    sizes = {
+        "block_count": 2000, "embedding_length": 1 << 20, "attention.head_count": 64, "attention.head_count_kv": 64,
+        "context_length": 1 << 20, "vocab_size": 128_000,
+    }  # fmt: skip
+    data = samples.gguf({f"llama.{name}": value for name, value in sizes.items()}, [samples.tensor("a", [64], 0)], 256)
+    (tmp_path / "huge.gguf").write_bytes(data)
+    reference = added(c, tmp_path / "huge.gguf", "huge")
+    before = workers_of(c)
+    message = fails(c.home, "models", "serve", reference, code="MODEL_UNAVAILABLE", exit_code=4)
+    assert "GB of memory and" in message
+    assert "are missing" in message
+    assert "engines.context_tokens" in message or "smaller model" in message
+    assert workers_of(c) == before
+    assert not loaded(c, reference)
+
+
+def test_a_model_that_computes_no_numbers(c: Daemon, tmp_path: Path, smollm2: Path) -> None:
+    reference = added(c, write_nan(smollm2, tmp_path / "nan.gguf"), "nan")
+    message = fails(c.home, "models", "serve", reference, code="ENGINE_FAILED", exit_code=1)
+    assert "NaN" in message
+    assert "octonode models verify" in message
+
+
+def test_an_engine_that_is_not_installed(
+    c: Daemon, broken_python: Path, built_model: Callable[[str], Path]
+) -> None:
+    file = shim(broken_python, "raise ModuleNotFoundError(\"No module named 'onnxruntime'\")\n")
+    reference = added(c, built_model("minilm"), "own-minilm")
+    message = fails(c.home, "models", "serve", reference, code="CONFIG", exit_code=2)
+    assert "pip install 'octonode[onnx]'" in message
+    file.unlink()  # as that command would do
+    assert works(c.home, "models", "serve", reference)["model"]["state"] == "serving"
+
+
+def test_an_engine_that_dies_at_load_for_the_third_time(
+    fleet: Fleet, c: Daemon, broken_python: Path, built_model: Callable[[str], Path]
+) -> None:
+    """It served, then its library broke: it is tried, put away with the reason, and comes back when it is asked for."""
+    before = workers_of(c)
+    reference = added(c, built_model("text-direction"), "own-direction")
+    works(c.home, "models", "serve", reference)
+    file = shim(broken_python, "import os\nos.abort()\n")
+    for worker in workers_of(c) - before:
+        psutil.Process(worker).kill()
+    fleet.until(lambda: loaded(c, reference)["state"] == "quarantined")
+    shown = loaded(c, reference)
+    assert "SIGABRT" in shown["reason"]
+    assert "octonode models serve" in shown["reason"]
+    file.unlink()
+    assert works(c.home, "models", "serve", reference)["model"]["state"] == "serving"
+    assert done(infer(c, reference, "classify", {"image": sign()}))["labels"][0]["name"] == "upright"
