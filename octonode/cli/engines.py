@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def engines(as_json: JsonFlag = False) -> None:
-    """The engines this node can run, what to type for those it lacks, and the speed of the models it has loaded."""
+    """The engines of this node, and the speed of its models.
+
+    For an engine that is not installed, what to type for it here.
+    """
     from octonode.api.schema import to_json
     from octonode.api.schema.engines import list_engines
 
@@ -41,8 +44,11 @@ def local(
     model: Annotated[str, typer.Argument(help="A loaded model by reference; all of them when left out.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure loaded models anew: the first token at two lengths of prompt, decoding at one and at many streams,
-    results a second of other skills. Takes some seconds each, and gives way to whoever asks for the model.
+    """Measure loaded models anew.
+
+    The first token at two lengths of prompt, decoding at one and at many streams, results a second of other skills.
+
+    Takes some seconds each, and gives way to whoever asks for the model.
     """
     from octonode.api.schema import to_json
     from octonode.api.schema.engines import list_engines, measure_model

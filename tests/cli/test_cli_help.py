@@ -17,6 +17,7 @@ VERBS = (
     *("models", "models add", "models publish", "models fetch", "models serve", "models cid", "models ls"),
     *("models show", "models rm", "models verify", "models trust", "task", "task send"),
     *("task submit", "task list", "task get", "task wait", "task cancel"),
+    *("engines", "bench", "bench local"),
     *("models upload", "models uploads", "models export", "models fit", "models gc"),
     *("models fetches", "models pause", "models resume", "models cancel", "models prioritize"),
     *("models pin", "models unpin", "models pins", "models quantize"),
@@ -34,7 +35,7 @@ def test_help_loads_nothing_but_typer_and_the_standard_library() -> None:
     others = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert others <= ALLOWED
     ours = {name for name in loaded if name.startswith("octonode.") and not name.startswith("octonode.cli")}
-    assert ours == {"octonode.config", "octonode.errors"}
+    assert ours == {"octonode.config", "octonode.config_engines", "octonode.errors"}
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -51,12 +52,12 @@ def test_every_verb_explains_itself(tmp_path: Path, verb: str) -> None:
 
 def test_help_lists_every_verb_and_so_does_the_readme(tmp_path: Path) -> None:
     listed: set[str] = set()
-    for group in ("", "models", "task", "config"):
+    for group in ("", "models", "task", "config", "bench"):
         text = octonode(tmp_path, *group.split(), "--help").out.partition("Commands:\n")[2]
         listed |= {f"{group} {line.split()[0]}".strip() for line in text.splitlines() if line.startswith("  ")}
     assert listed == set(VERBS)
     table = re.findall(r"^\| `octonode ([a-z]+(?: [a-z]+)?)", README.read_text(encoding="utf-8"), re.M)
-    assert {*table, "models", "task", "config"} == set(VERBS)
+    assert {*table, "models", "task", "config", "bench"} == set(VERBS)
 
 
 def test_every_read_verb_takes_json(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +16,9 @@ import pytest
 import trio
 from typer.testing import CliRunner
 
+from octonode.api.schema import ModelProgress
 from octonode.cli.main import app
+from octonode.cli.run_show import steps
 from octonode.errors import OctonodeError
 from octonode.protocol.work.audio import Segment, Sound, Span, SpeakRequest, Transcription, VoiceActivity, Word
 from octonode.protocol.work.image import ImageRequest, Images
@@ -195,6 +199,7 @@ async def test_pictures_and_transcripts_go_where_they_are_told(
         (("image",), ("x", "--input", "missing.png"), "missing.png does not exist"),
         (("chat",), ("hi", "--task", "paint"), "there is no task 'paint'"),
         (("chat",), (), "there is no question"),
+        (("chat",), ("hi", "--mode", "async"), "octonode task submit --mode async"),
     ],
 )
 async def test_errors_say_what_to_do(
@@ -231,3 +236,18 @@ async def test_a_file_that_is_too_large_is_not_read(
         ran = await run("--input", "large.wav")
     assert ran.error is not None
     assert ran.error.code == "TOO_LARGE"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_steps_are_shown_at_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for stderr, quiet, told in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with steps("image with tiny", quiet=quiet) as tell:
+            tell(ModelProgress("step", 3, 20))
+        assert ("image with tiny: step" in stderr.getvalue()) is told
+        assert ("3/20" in stderr.getvalue()) is told

@@ -63,7 +63,7 @@ class World:
         path = folder if len(contents) > 1 else folder / next(iter(contents))
         return (self.theirs if theirs else self.library).add(path, name=name, vouched=vouched)
 
-    async def admit(self, entry: ModelEntry, model_format: str = "") -> tuple[ResolvedModel, Path]:
+    async def admit(self, entry: ModelEntry, model_format: str = "") -> tuple[ResolvedModel, Path, Path]:
         return await self.gate.admit(ResolvedModel(root=entry.root.text, format=model_format), entry.path)
 
 
@@ -74,7 +74,7 @@ def world(tmp_path: Path) -> World:
 
 async def test_what_is_right_is_admitted_with_its_true_format(world: World) -> None:
     entry = world.add({"tiny.gguf": tiny()})
-    model, path = await world.admit(entry, "safetensors")
+    model, path, _ = await world.admit(entry, "safetensors")
     assert (model.format, model.context_tokens, path) == ("gguf", 2048, entry.paths[0])
 
 
@@ -84,7 +84,9 @@ async def test_an_engine_opens_the_file_in_a_directory_and_the_first_of_a_split_
     shards = world.add(samples.sharded())
     assert (await world.admit(one))[1].name == "tiny.gguf"
     assert (await world.admit(split))[1].name == "m-00001-of-00003.gguf"
-    model, folder = await world.admit(shards)
+    model, file, folder = await world.admit(shards)
+    assert file == folder, "there is no one file to open"
+    assert (await world.admit(one))[2] == (await world.admit(one))[1].parent
     assert model.format == "safetensors"
     assert (folder / "config.json").is_file()
     for entry, said in ((one, "gguf"), (split, "gguf"), (shards, "safetensors")):
@@ -202,7 +204,8 @@ def test_this_machine_as_requirements_see_it() -> None:
 def test_engines_that_are_missing_say_what_to_do() -> None:
     problems = engine_problems()
     assert problems["scripted"] == ""
-    assert "no engine here runs 'safetensors'" in problems["safetensors"]
+    assert problems["gguf"] == ""
+    assert "pip install 'octonode[vllm]'" in problems["safetensors"], "the default engine for these is not installed"
 
 
 def test_a_file_without_a_daemon(tmp_path: Path) -> None:

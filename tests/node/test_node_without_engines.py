@@ -13,7 +13,10 @@ BUILD = """
 import sys
 from pathlib import Path
 
-ENGINES = {"xllamacpp", "llama_cpp", "torch", "vllm", "onnxruntime", "transformers", "diffusers"}
+ENGINES = {
+    "xllamacpp", "llama_cpp", "torch", "vllm", "onnxruntime", "onnxruntime_genai", "transformers", "diffusers",
+    "rapidocr", "faster_whisper", "sentence_transformers",
+}
 
 
 class Missing:

@@ -51,11 +51,15 @@ class Grammars:
         return Constraint(matcher, self._vocabulary)
 
     def _build(self, library: Any) -> Any:
-        if isinstance(self._tokenizer, str):
-            return library.LLTokenizer(self._tokenizer, self._vocabulary, self._ends or None)
-        import llguidance.hf
+        try:
+            if isinstance(self._tokenizer, str):
+                return library.LLTokenizer(self._tokenizer, self._vocabulary, self._ends or None)
+            import llguidance.hf
 
-        return llguidance.hf.from_tokenizer(self._tokenizer, self._vocabulary, self._ends or None)
+            return llguidance.hf.from_tokenizer(self._tokenizer, self._vocabulary, self._ends or None)
+        except ValueError as error:
+            text = f"this model's tokenizer cannot be held to a schema: {str(error)[:200]}"
+            raise OctonodeError(text, code="UNSUPPORTED") from None
 
 
 class Constraint:

@@ -5,6 +5,7 @@ The event loop hands jobs in and is told of each step at once for all of them. O
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -103,14 +104,20 @@ class StepLoop:
                 self._running += new
                 if not all(job.cancelled for job in self._running):
                     self._model.stop_step(False)
-            for job in new:
-                self._admit(job)
             try:
+                for job in new:
+                    self._admit(job)
                 self._step()
-            except OctonodeError as error:
-                for job in self._running:
-                    job.end = job.end or error
+            except Exception as error:  # the thread must not end: nobody else could tell those who wait
+                self._fail(error)
             self._tell()
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, OctonodeError):
+            print(f"a step failed: {type(error).__name__}", file=sys.stderr, flush=True)
+            error = OctonodeError(f"the engine failed: {type(error).__name__}", code="ENGINE_FAILED")
+        for job in self._running:
+            job.end = job.end or error
 
     def _admit(self, job: Job) -> None:
         """What the slot holds of the prompt stays, if it may be looked at; all else of it goes."""

@@ -1,7 +1,7 @@
 """One GGUF model through llama-cpp-python's low-level calls: loading, text to tokens and back, and steps.
 
 The high-level `Llama` object answers one request after the other, and two threads in it abort the process; nothing of
-it is used. Everything here but `stop_step` is called from one thread at a time.
+it is used. `tokens` and `stop_step` may be called from any thread, all else by one at a time.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class LlamaModel:
         self._model = self._load(request)
         self.vocabulary = library.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = library.llama_vocab_n_tokens(self.vocabulary)
+        is_end = library.llama_vocab_is_eog
+        self.ends = frozenset(each for each in range(self.vocabulary_size) if is_end(self.vocabulary, each))
+        """Tokens after which an answer is over."""
         self.slot_tokens: int = request.context_tokens
         self.context = self._open(request)
         self._memory = library.llama_get_memory(self.context)
@@ -98,12 +101,6 @@ class LlamaModel:
             scales = (ctypes.c_float * len(files))(*(scale for _, scale in files))
             self._library.llama_set_adapters_lora(self.context, handles, len(files), scales)
         self._keep += adapters
-
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """Tokens after which an answer is over."""
-        is_end = self._library.llama_vocab_is_eog
-        return frozenset(token for token in range(self.vocabulary_size) if is_end(self.vocabulary, token))
 
     @cached_property
     def first_token(self) -> str:

@@ -67,11 +67,13 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def quantization_of(config: Mapping[str, Any]) -> str:
-    """`awq 4 bit`, `fp8`; empty where the weights are as their dtype says."""
+    """`awq 4 bit`, `fp8`, `fp8 compressed-tensors`; empty where the weights are as their dtype says."""
     said = config.get("quantization_config", config.get("compression_config"))
     if not isinstance(said, dict):
         return ""
     method, bits = clean(said.get("quant_method"), 32), count(said.get("bits", said.get("w_bit")), 64)
+    if method == "compressed-tensors" and said.get("format") == "float-quantized":
+        return f"fp8 {method}"
     return f"{method} {bits} bit" if bits else method
 
 
