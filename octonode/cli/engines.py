@@ -70,10 +70,10 @@ def local(
 
 def _engine_row(engine: EngineFacts) -> tuple[str, ...]:
     on = ",".join(engine.backends) or "cpu"
-    state = "installed" if engine.installed else engine.install
+    state = engine.install or "installed"
     if engine.tested:
         state += f" ({engine.tested})"
-    runs = f"{'/'.join(engine.formats)} {','.join(engine.categories)}"
+    runs = f"{'/'.join(engine.formats) or 'any'} {','.join(engine.categories)}"
     skills = ",".join(engine.skills)
     return engine.name, runs, skills if len(skills) < 40 else "all", on if engine.installed else "-", state
 

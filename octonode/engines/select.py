@@ -57,7 +57,7 @@ ENGINES: Final = (
         extra="tensorrt_llm", tested="contract-tested, not yet run on NVIDIA hardware",
     ),
     # runs no format: a model of this node is answered for by a server that runs already (engines.servers)
-    EngineRow("openai-server", "server", (), ("llm",), (CHAT,)),
+    EngineRow("openai-server", "server", (), ("llm",), (CHAT,), extra="a server that runs: engines.servers"),
     EngineRow(
         "transformers", "worker", ("safetensors",), ("llm",), (CHAT,),
         module="transformers", extra="octonode[transformers]",

@@ -61,7 +61,7 @@ class Engines:
             row.categories,
             row.skills,
             gpu_kinds(row.name, elsewhere=elsewhere) if here else (),
-            "" if here else _command(row, hardware),
+            "" if here and row.formats else _command(row, hardware),
             row.tested,
         )
 
