@@ -132,16 +132,22 @@ async def begin(ports: Ports, ask: Ask, model: ModelFacts, terms: Terms) -> Answ
 
 def ask_on(terms: Terms, model: ModelFacts, *, work: WorkRequest | None = None, **fields: Any) -> Ask:
     """The `Ask` of a request. Raises BAD_REQUEST for a peer to ask that is no peer id, and as `check_skill`."""
-    if terms.peer:
-        try:
-            public_key_from_peer_id(terms.peer)
-        except ValueError:
-            message = f"{terms.peer[:64]!r} is no peer id (12D3KooW...); see: octonode peers"
-            raise OctonodeError(message, code="BAD_REQUEST", detail={"param": "octonode.peer"}) from None
-    peer = PeerId(terms.peer) if terms.peer else None
+    peer = peer_of(terms.peer, "octonode.peer")
     ask = Ask(model.root, work=work, privacy=terms.privacy, peer=peer, mode=terms.mode, **fields)
     check_skill(model, ask.skill)
     return ask
+
+
+def peer_of(peer: str, param: str) -> PeerId | None:
+    """The one peer to ask, None for the empty text. Raises BAD_REQUEST, with `param`, for what is no peer id."""
+    if not peer:
+        return None
+    try:
+        public_key_from_peer_id(peer)
+    except ValueError:
+        message = f"{peer[:64]!r} is no peer id (12D3KooW...); see: octonode peers"
+        raise OctonodeError(message, code="BAD_REQUEST", detail={"param": param}) from None
+    return PeerId(peer)
 
 
 def check_skill(model: ModelFacts, skill: str) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from octonode.api.answering import Answering, OnProgress, check_skill
+from octonode.api.answering import Answering, OnProgress, check_skill, peer_of
 from octonode.api.auth import Access
 from octonode.api.body import BodyLimits, privacy_header, read_json
 from octonode.api.jobs import Job as Progressing
@@ -25,7 +25,6 @@ from octonode.api.schema.fields import Terms
 from octonode.api.schema.inference import Failure, Infer, InferenceFacts, decoded
 from octonode.api.streaming import cancel_when_gone
 from octonode.errors import NotFound, VerificationFailed
-from octonode.ids import PeerId, public_key_from_peer_id
 from octonode.protocol.messages import Privacy
 from octonode.protocol.receipt import verify_receipt
 from octonode.protocol.work.skills import CHAT, read_result
@@ -183,12 +182,6 @@ def as_ask(asked: Infer, model: ModelFacts, privacy: str) -> Ask:
         raise bad_request(f"priority is from 0 to {PRIORITY_MOST}, the most urgent", "priority")
     if not 0 <= asked.ttl_seconds < 1e9:
         raise bad_request("ttl_seconds is a number of seconds, 0 or more", "ttl_seconds")
-    if asked.peer:
-        try:
-            public_key_from_peer_id(asked.peer)
-        except ValueError:
-            message = f"{asked.peer[:64]!r} is no peer id (12D3KooW...); see: octonode peers"
-            raise bad_request(message, "peer") from None
     return ask_of(
         asked.skill,
         model.root,
@@ -196,7 +189,7 @@ def as_ask(asked: Infer, model: ModelFacts, privacy: str) -> Ask:
         asked.parameters,
         mode=asked.mode,
         privacy=cast(Privacy, privacy),
-        peer=PeerId(asked.peer) if asked.peer else None,
+        peer=peer_of(asked.peer, "peer"),
     )
 
 
@@ -242,7 +235,7 @@ def _answer_facts(job: Job, facts: Mapping[str, Any]) -> AnswerFacts:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= LIST_MAX:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= LIST_MAX:
         raise bad_request(f"limit must be a whole number from 1 to {LIST_MAX}", "limit")
     return int(text)
 

@@ -32,14 +32,14 @@ Temperature = Annotated[float | None, typer.Option(help="0: always the likeliest
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable at the same provider.")]
 
 
-def question_of(prompt: str) -> str:
-    """What was given, or all of standard input. Raises BAD_REQUEST for nothing."""
+def question_of(prompt: str, otherwise: str = "") -> str:
+    """What was given, or all of standard input. Raises BAD_REQUEST for nothing; `otherwise` says what else there is."""
     if not prompt and sys.stdin.isatty():
         print("type the question, then Ctrl-D:", file=sys.stderr)
     question = prompt or sys.stdin.read()
     if not question.strip():
         raise OctonodeError(
-            "there is no question; give it as the last argument or on standard input", code="BAD_REQUEST"
+            f"there is no question; give it as the last argument or on standard input{otherwise}", code="BAD_REQUEST"
         )
     return question
 

@@ -78,8 +78,14 @@ def set_value(
     emit(
         {"name": name, "value": converted, "file": str(path)},
         as_json=as_json,
-        text=f"{name} = {_toml(converted)} in {path}",
+        text=f"{name} = {_toml(converted)} in {path}{_when(path.parent)}",
     )
+
+
+def _when(home: Path) -> str:
+    """What is still to be done where a daemon runs with the old value."""
+    running = (home / "daemon.json").exists()
+    return "\nthe running node takes it at its next start: octonode stop, then octonode start" if running else ""
 
 
 def write_setting(path: Path, section: str, field: str, value: Any) -> None:

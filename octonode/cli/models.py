@@ -95,7 +95,10 @@ def note(model: ModelFacts) -> str:
 @app.command("add")
 def add(
     file: Annotated[
-        Path, typer.Argument(help="A GGUF, SafeTensors or ONNX file on this machine, or a directory of one model.")
+        Path,
+        typer.Argument(
+            help="A GGUF, SafeTensors or ONNX file on this machine, or a directory of any model."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name under your peer id; from the file when left out.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "",
@@ -248,6 +251,7 @@ def ls(as_json: JsonFlag = False) -> None:
             each.state,
             size(each.size_bytes) if each.size_bytes else "?",
             each.quantization or "-",
+            ", ".join(each.skills) or each.category or "-",
             len(each.servers),
             note(each),
         )
@@ -256,7 +260,7 @@ def ls(as_json: JsonFlag = False) -> None:
     emit(
         {"models": to_json(found)},
         as_json=as_json,
-        text=table(("MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS", "NOTE"), rows),
+        text=table(("MODEL", "STATE", "SIZE", "QUANTIZATION", "DOES", "SERVERS", "NOTE"), rows),
     )
 
 

@@ -79,10 +79,8 @@ def _of_one(found: FitMatrix) -> str:
     lines.append(table(("WHERE", "FITS", "WHY"), [(r.machine, "yes" if r.fits else "no", r.words) for r in model.rows]))
     here = model.rows[0]
     parts = (("weights", here.weights_bytes), ("cache", here.cache_bytes), ("overhead", here.overhead_bytes))
-    lines += [
-        "",
-        f"  of which    {', '.join(f'{name} {size(count)}' for name, count in parts)} ({here.context_tokens} tokens)",
-    ]
+    context = f" ({here.context_tokens} tokens)" if here.context_tokens else ""
+    lines += ["", f"  of which    {', '.join(f'{name} {size(count)}' for name, count in parts)}{context}"]
     if here.largest_context_tokens:
         lines.append(f"  context     {here.largest_context_tokens} tokens would fit on {here.machine}")
     if here.smaller:
@@ -96,7 +94,9 @@ def _of_one(found: FitMatrix) -> str:
 
 
 def _title(model: FitFacts) -> str:
-    parameters = f"{model.parameters / 1e9:.1f}B parameters" if model.parameters else ""
+    millions = model.parameters / 1e6
+    parameters = f"{millions / 1000:.1f}B" if millions >= 1000 else f"{millions:.1f}M"
+    parameters = f"{parameters} parameters" if model.parameters else ""
     limit = f"{model.context_tokens} tokens at most" if model.context_tokens else ""
     parts = (model.format, model.quantization, parameters, size(model.size_bytes), limit)
     return f"{model.reference}: {', '.join(part for part in parts if part)}"

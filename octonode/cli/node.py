@@ -17,7 +17,7 @@ from octonode.cli.output import JsonFlag, emit, shown, size
 from octonode.errors import OctonodeError
 
 if TYPE_CHECKING:
-    from octonode.api.schema.facts import GpuFacts, StorageFacts, WorkerFacts
+    from octonode.api.schema.facts import GpuFacts, NodeFacts, StorageFacts, WorkerFacts
 
 STOP_TIMEOUT_SECONDS = 30.0
 
@@ -167,7 +167,7 @@ def status(as_json: JsonFlag = False) -> None:
         *([f"storage {_room(facts.storage)}"] if facts.storage else []),
         *(_gpu(each) for each in facts.gpus),
         *(_worker(each) for each in facts.workers),
-        f"serving {', '.join(_marked(each, facts.unsigned) for each in facts.serving) or 'nothing'}",
+        *(_serving(facts) or ["serving nothing"]),
         f"tasks {facts.tasks.running} running, {facts.tasks.queued} queued, "
         f"{facts.tasks.completed} completed, {facts.tasks.failed} failed",
         *(f"degraded: {each.part}: {each.reason}" for each in facts.degraded),
@@ -189,11 +189,17 @@ def _gpu(gpu: GpuFacts) -> str:
 
 
 def _worker(worker: WorkerFacts) -> str:
-    """`worker 4711 llama on cuda:0  ready  512.0 MB, GPU 5.0 GB  isolation full`."""
+    """`worker 4711 llama on cuda:0  my-model  ready  512.0 MB, GPU 5.0 GB  isolation full`."""
     where = f" on {', '.join(worker.devices)}" if worker.devices else ""
     memory = size(worker.memory_bytes) + (f", GPU {size(worker.gpu_memory_bytes)}" if worker.gpu_memory_bytes else "")
-    line = f"worker {worker.pid or '-'} {worker.engine}{where}  {worker.state}  {memory}"
+    name = f"  {shown(worker.model.rpartition('/')[2])}" if worker.model else ""
+    line = f"worker {worker.pid or '-'} {worker.engine}{where}{name}  {worker.state}  {memory}"
     return f"{line}  isolation {worker.isolation}" if worker.isolation else line
+
+
+def _serving(facts: NodeFacts) -> list[str]:
+    """One line for each model."""
+    return [f"serving {_marked(each, facts.unsigned)}" for each in facts.serving]
 
 
 def _marked(reference: str, unsigned: Collection[str]) -> str:

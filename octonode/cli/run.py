@@ -108,7 +108,7 @@ def run(
         "language": language, "words": words or None, "voice": voice, "speed": speed,
     }  # fmt: skip
     if given is None and not explain:  # then whatever it does needs a text, and better now than when all is loaded
-        prompt = ask.question_of(prompt)
+        prompt = ask.question_of(prompt, ", or a picture or sound by --input FILE")
     wish = _Wish(prompt, given, {name: value for name, value in options.items() if value is not None}, task, peer, mode)
     shown = Shown(out, force=force, as_json=as_json)
     _check(wish, shown)
@@ -156,7 +156,7 @@ def _check(wish: _Wish, shown: Shown) -> None:
 
 
 def _do(client: Client, reference: str, wish: _Wish, shown: Shown) -> None:
-    skill = _skill(client.model(reference), wish) if not wish.task else wish.task
+    skill = wish.task or skill_of(client.model(reference), wish.prompt, wish.file)
     _check_options(wish, skill)
     if skill == CHAT:
         _chat(client, reference, wish, shown)
@@ -179,20 +179,20 @@ def _chat(client: Client, reference: str, wish: _Wish, shown: Shown) -> None:
         ask.show_facts(answer.facts, f"{answer.tokens_out} tokens")
 
 
-def _skill(model: ModelFacts, wish: _Wish) -> str:
-    """What a model is asked for where --task does not say. Raises BAD_REQUEST where that is open."""
+def skill_of(model: ModelFacts, prompt: str, file: Path | None, option: str = "--task") -> str:
+    """What a model is asked for where `option` does not say. Raises BAD_REQUEST where that is open."""
     known = model.skills or _BY_CATEGORY.get(model.category, (CHAT,))
-    fitting = [name for name in known if name in _TAKES and _fits(_TAKES[name], wish)]
+    fitting = [name for name in known if name in _TAKES and _fits(_TAKES[name], prompt, file)]
     if len(fitting) == 1 or fitting[:1] == [CHAT]:
         return fitting[0]
     if not fitting:
         return known[0]  # it says what it needs
-    raise _bad(f"{model.reference} can do several things; say which: --task {' | '.join(fitting)}")
+    raise _bad(f"{model.reference} can do several things; say which: {option} {' | '.join(fitting)}")
 
 
-def _fits(takes: _Takes, wish: _Wish) -> bool:
-    if wish.file is not None:
-        return bool(takes.file) and (bool(takes.prompt) or not wish.prompt)
+def _fits(takes: _Takes, prompt: str, file: Path | None) -> bool:
+    if file is not None:
+        return bool(takes.file) and (bool(takes.prompt) or not prompt)
     return not takes.file_needed
 
 

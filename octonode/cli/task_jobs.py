@@ -13,6 +13,7 @@ import typer
 from octonode.cli.ask import Peer, question_of, task_app
 from octonode.cli.models import open_client
 from octonode.cli.output import JsonFlag, emit, shown, size, table
+from octonode.cli.run import skill_of
 from octonode.errors import NotFound, OctonodeError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 30.0
 """Of one look that waits; there are as many as it takes."""
+MODES = ("async", "batch", "realtime", "")
 PROMPT_FIELDS = {"image": "prompt", "sound": "prompt", "speak": "text"}
 FILE_FIELDS = {"classify": "image", "detect": "image", "read": "image", "image": "image", "transcribe": "audio"} | {
     "voice_activity": "audio"
@@ -45,8 +47,8 @@ def submit(
     model: Annotated[str, typer.Argument(help="publisher/name or cid:...")],
     prompt: Annotated[str, typer.Argument(help="What to ask; from standard input when left out and needed.")] = "",
     skill: Annotated[
-        str, typer.Option(help="chat, embed, read, transcribe, image, ...: protocols/skills.md.")
-    ] = "chat",
+        str, typer.Option(help="chat, embed, read, transcribe, image, ...; what the model does when left out.")
+    ] = "",
     mode: Annotated[str, typer.Option(help="async: kept as a job; batch, realtime, or empty: answered now.")] = "async",
     file: Annotated[Path | None, typer.Option("--input", help="The picture or sound that the skill takes.")] = None,
     param: Annotated[
@@ -63,13 +65,19 @@ def submit(
     """Hand work to the node. A job outlives restarts; see it with octonode task get."""
     from octonode.api.schema.inference import Infer, InferenceCalls
 
-    asked = Infer(
-        model, skill=skill, input=_input(skill, prompt, file), parameters=_parameters(param or []), mode=mode,  # type: ignore[arg-type]
-        peer=peer, priority=priority, webhook=webhook, ttl_seconds=ttl,
-    )  # fmt: skip
+    parameters = _parameters(param or [])
+    if mode not in MODES:
+        raise OctonodeError(f"--mode is one of {', '.join(MODES[:3])}, or empty", code="BAD_REQUEST")
     with open_client() as client:
+        skill = skill or skill_of(client.model(model), prompt, file, "--skill")
+        asked = Infer(
+            model, skill=skill, input=_input(skill, prompt, file), parameters=parameters, mode=mode,  # type: ignore[arg-type]
+            peer=peer, priority=priority, webhook=webhook, ttl_seconds=ttl,
+        )  # fmt: skip
         found = client.do(InferenceCalls.submit(asked)) if mode == "async" else _now(client, asked)
-    text = f"{found.id}\nwait for it with: octonode task wait {found.id}" if mode == "async" else _result(found, out)
+    saving = f" --out {out}" if out is not None else ""
+    waiting = f"{found.id}\nwait for it with: octonode task wait {found.id}{saving}"
+    text = waiting if mode == "async" else _result(found, out)
     _emit(found, text, as_json, out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -42,3 +43,13 @@ class Slots:
     def give_back(self, slot: Slot) -> None:
         assert slot.index not in self._free
         self._free.append(slot.index)
+
+
+def common_prefix(held: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:
+    """Tokens of a slot's cache that a new prompt can keep: the last one is always computed, for its logits."""
+    count = 0
+    for left, right in zip(held, wanted[:-1], strict=False):
+        if left != right:
+            break
+        count += 1
+    return count

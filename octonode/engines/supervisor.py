@@ -307,7 +307,8 @@ class Supervisor:
         if crashes is None:
             return "waiting", "not started yet"
         if crashes.quarantined:
-            again_text = "it is not tried again until the node restarts or the model is asked for anew"
+            reference = f"cid:{crashes.request.model_root}"
+            again_text = f"it is not tried again until the node restarts, or: octonode models serve {reference}"
             return "quarantined", f"{crashes.reason}; {again_text}"
         due = crashes.last_at + back_off_seconds(crashes.count, self._policy) - trio.current_time()
         return "crashed", f"{crashes.reason}; next try in {max(0.0, due):.1f} s"

@@ -68,6 +68,7 @@ def subject_of_manifest(manifest: ModelManifest, reference: str, *, missing_byte
         context_tokens=manifest.context_tokens,
         quantization=manifest.quantization,
         category=manifest.category,
+        architecture=manifest.architecture,
         shape=shape,
         compute_capability=manifest.requirements.compute_capability,
         missing_bytes=missing_bytes,

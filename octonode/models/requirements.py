@@ -53,8 +53,12 @@ QUANTIZATION_BITS: Final[Mapping[str, float]] = {
 }  # fmt: skip
 """Bits a weight of whole models, Llama 3.1 8B as llama.cpp's tools/quantize/README.md lists it."""
 _SMALLER: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
-_ON_CPU: Final = ("gguf", "onnx", "scripted")
+_ON_CPU: Final = ("gguf", "onnx", "safetensors", "ctranslate2", "scripted")
 """Formats whose engines run without a GPU."""
+_BESIDE_GPU: Final = ("gguf", "onnx", "scripted")
+"""Formats that are run in RAM where a GPU is there and too small."""
+_WITH_CONTEXT: Final = ("llm", "embeddings", "other")
+"""Categories that read tokens; pictures and sounds have no context to ask about."""
 
 BlockKind = Literal["vram", "ram", "free", "engine", "compute_capability", "disk", "context", "unknown"]
 
@@ -72,6 +76,7 @@ class Subject:
     """Its own limit; 0: unknown."""
     quantization: str = ""
     category: str = "llm"
+    architecture: str = ""
     shape: Shape = field(default_factory=Shape)
     compute_capability: str = ""
     missing_bytes: int = 0
@@ -157,6 +162,7 @@ def subject_of(info: FormatInfo, reference: str, size_bytes: int) -> Subject:
         context_tokens=info.context_tokens,
         quantization=info.quantization,
         category=info.category,
+        architecture=info.architecture,
         shape=info.shape,
         compute_capability=info.compute_capability,
     )
@@ -218,10 +224,12 @@ def judge(
 ) -> Fit:
     """Whether it runs there, what blocks it, and what would fit. `context_tokens` 0: the default one."""
     context = context_tokens or default_context(subject.context_tokens)
+    if subject.category not in _WITH_CONTEXT:
+        context = 0
     place: Literal["vram", "ram"] = "vram" if machine.vram_bytes else "ram"
     choice = {"parallel": parallel, "cache_type": cache_type}
     need = _need(subject, context, place, choice)
-    on_cpu = subject.format in _ON_CPU and machine.memory_bytes > 0
+    on_cpu = subject.format in _BESIDE_GPU and machine.memory_bytes > 0
     if place == "vram" and need.total_bytes > machine.vram_bytes and on_cpu:
         slower = _need(subject, context, "ram", choice)
         if slower.total_bytes <= machine.memory_bytes:
@@ -340,10 +348,12 @@ def tokens(count: int) -> str:
 
 
 def in_words(fit: Fit) -> str:
-    """`needs 5.1 GB of 8 GB at 8k context`, then what blocks and what would fit."""
+    """`needs 5.1 GB of 8 GB at 8k context`, then what blocks and what would fit; no context where there is none."""
     what = "" if fit.place == "vram" else " of RAM"
     needed, there = gigabytes(fit.need.total_bytes), gigabytes(fit.of_bytes)
-    line = f"needs {needed} of {there}{what} at {tokens(fit.context_tokens)} context"
+    line = f"needs {needed} of {there}{what}"
+    if fit.context_tokens:
+        line += f" at {tokens(fit.context_tokens)} context"
     parts = [line, *(block.words for block in fit.blocks)]
     too_much = fit.need.total_bytes > fit.of_bytes
     if too_much and 0 < fit.largest_context_tokens < fit.context_tokens:

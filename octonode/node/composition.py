@@ -200,7 +200,7 @@ def _ports(
         fetches=FetchVerbs(fetches, holdings.library.catalogue, holdings.resolver),
         fitting=Fitting(
             home=config.home, library=holdings.library, shelf=holdings.shelf, resolver=holdings.resolver,
-            gate=holdings.gate,
+            gate=holdings.gate, settings=config.engines,
         ),
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def _storage(config: Config) -> list[Finding]:
 def _engines(config: Config) -> Finding:
     if config.node.role == "storage":
         return Finding("engines", "ok", "none needed: this node keeps models (node.role = storage)")
-    real = [name for name in available_engines() if name != "scripted"]
+    real = [name for name in available_engines(config.engines.pythons) if name != "scripted"]
     if not real:
         return Finding(
             "engines",

@@ -53,6 +53,8 @@ class Engines:
     def _row(self, row: EngineRow, hardware: Hardware | None) -> EngineFacts:
         elsewhere = bool(python_for(row.name, self._settings.pythons))
         here = installed(row, self._settings.pythons)
+        no_gpu = hardware is not None and not hardware.gpus
+        kinds = () if not here or (elsewhere and no_gpu) else gpu_kinds(row.name, elsewhere=elsewhere)
         return EngineFacts(
             row.name,
             here,
@@ -60,7 +62,7 @@ class Engines:
             row.formats,
             row.categories,
             row.skills,
-            gpu_kinds(row.name, elsewhere=elsewhere) if here else (),
+            kinds,
             "" if here and row.formats else _command(row, hardware),
             row.tested,
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from octonode.api.schema.fitting import FitFacts, FitMatrix, FitRow, InspectionFacts, MachineFacts
+from octonode.config import EnginesConfig, load
 from octonode.engines.select import ENGINES, engine_for
 from octonode.errors import NotFound, OctonodeError
 from octonode.hardware.facts import Gpu, Hardware
@@ -32,8 +33,18 @@ FORMATS: Final = ("gguf", "safetensors", "onnx", "tensorrt", "scripted")
 class Fitting:
     """Answers from headers where the model is here, and from its manifest where it is not."""
 
-    def __init__(self, *, home: Path, library: Library, shelf: Shelf, resolver: Resolver, gate: Gate) -> None:
+    def __init__(
+        self,
+        *,
+        home: Path,
+        library: Library,
+        shelf: Shelf,
+        resolver: Resolver,
+        gate: Gate,
+        settings: EnginesConfig | None = None,
+    ) -> None:
         self._home = home
+        self._settings = settings or EnginesConfig()
         self._library = library
         self._shelf = shelf
         self._resolver = resolver
@@ -42,11 +53,12 @@ class Fitting:
     async def fit(self, reference: str, *, context_tokens: int, streams: int) -> FitMatrix:
         """Of one model, or of all that are known here where `reference` is empty. Raises as `Resolver` does."""
         hardware = await trio.to_thread.run_sync(probe, self._home)
-        machine = machine_of(hardware, engine_problems())
+        machine = machine_of(hardware, engine_problems(self._settings.pythons))
         known = [await self._one(reference)] if reference else await self._all()
-        facts = [_judged(each, machine, context_tokens, streams) for each in known]
+        facts = [_judged(each, machine, context_tokens, streams, self._settings) for each in known]
         if reference:
-            facts += [_judged(each, machine, 0, streams) for each in await self._all() if each.root != known[0].root]
+            others = [each for each in await self._all() if each.root != known[0].root]
+            facts += [_judged(each, machine, 0, streams, self._settings) for each in others]
         return matrix_of(machine, hardware, facts[:1] if reference else facts, facts)
 
     async def inspect(self, reference: str) -> InspectionFacts:
@@ -104,17 +116,23 @@ def _of_manifest(root: str, signed: SignedManifest | None, reference: str, *, mi
     return Known(root, subject_of_manifest(manifest, named, missing_bytes=missing))
 
 
-def engine_problems() -> Mapping[str, str]:
-    """Format -> empty where an engine here runs it, else what to do."""
+def engine_problems(pythons: Sequence[str] = ()) -> Mapping[str, str]:
+    """Format -> empty where an engine here runs some of it, else what to do."""
     found = {}
     for name in dict.fromkeys((*FORMATS, *(each for row in ENGINES for each in row.formats))):
-        category = next((row.categories[0] for row in ENGINES if name in row.formats), "llm")
-        try:
-            engine_for(name, category=category)
-            found[name] = ""
-        except OctonodeError as error:
-            found[name] = error.message
+        rows = [row for row in ENGINES if name in row.formats]
+        problems = [_problem(name, row.categories[0], "".join(row.architectures), pythons) for row in rows]
+        found[name] = "" if "" in problems else problems[0] if problems else _problem(name, "llm", "", pythons)
     return found
+
+
+def _problem(model_format: str, category: str, architecture: str, pythons: Sequence[str], default: str = "auto") -> str:
+    """Empty where an engine for such a model is installed, else what to do."""
+    try:
+        engine_for(model_format, default, category=category, architecture=architecture, pythons=pythons)
+    except OctonodeError as error:
+        return error.message
+    return ""
 
 
 def machine_of(hardware: Hardware, runs: Mapping[str, str]) -> Machine:
@@ -145,8 +163,11 @@ def _together(hardware: Hardware) -> Sequence[Gpu]:
     return [gpu for gpu in whole if gpu.vendor == best] if sums.get(best) == hardware.usable_vram_bytes else []
 
 
-def _judged(known: Known, machine: Machine, context_tokens: int, streams: int) -> FitFacts:
+def _judged(known: Known, machine: Machine, context_tokens: int, streams: int, settings: EnginesConfig) -> FitFacts:
     subject = known.subject
+    if known.subject.known:  # the engine is that of this model: a format has several
+        problem = _problem(subject.format, subject.category, subject.architecture, settings.pythons, settings.default)
+        machine = replace(machine, runs={subject.format: problem})
     machines = (machine, *tier_machines())
     fits = [] if known.refused else [judge(subject, each, context_tokens, parallel=streams) for each in machines]
     return FitFacts(
@@ -206,8 +227,9 @@ def fit_of_file(
 ) -> FitMatrix:
     """The matrix of one file or directory that no daemon knows. Blocking."""
     hardware = probe(home)
-    machine = machine_of(hardware, engine_problems())
-    facts = _judged(Known("", subject_of(info, path.name, size_bytes)), machine, context_tokens, streams)
+    settings = load(home=home).engines
+    machine = machine_of(hardware, engine_problems(settings.pythons))
+    facts = _judged(Known("", subject_of(info, path.name, size_bytes)), machine, context_tokens, streams, settings)
     return matrix_of(machine, hardware, [facts], [facts])
 
 

@@ -13,15 +13,20 @@ import trio
 from octonode.engines.contract import Engine
 from octonode.engines.measuring import Figures, SkillFigures, fingerprint_of, measure
 from octonode.errors import NotFound, OctonodeError, one_error
+from octonode.network.clock import wall_clock_ms
 from octonode.tasks.residency import Residency
-from octonode.tasks.slots import EngineSlots, Measured, wall_clock_ms
+from octonode.tasks.slots import EngineSlots, Measured
 
 log = logging.getLogger(__name__)
 
 KEY: Final = "figures/"
 """Of a value in the node's state, before the model's root."""
 QUIET_SECONDS: Final = 0.2
-"""An engine that nobody used for so long is measured."""
+"""Between two looks whether anybody uses an engine that is to be measured."""
+GIVE_WAY_SECONDS: Final = 0.01
+"""Between two looks whether somebody wants the engine that is being measured."""
+ASKED_SECONDS_MAX: Final = 10.0
+"""Of a measuring that somebody asks for where the settings have none made."""
 
 
 class Values(Protocol):
@@ -118,13 +123,14 @@ class Measurer:
         with one_error():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._give_way, root, nursery.cancel_scope)
-                figures = await measure(engine, seconds_max=self._seconds_max or 10.0, now_ms=wall_clock_ms())
+                seconds_max = self._seconds_max or ASKED_SECONDS_MAX
+                figures = await measure(engine, seconds_max=seconds_max, now_ms=wall_clock_ms())
                 nursery.cancel_scope.cancel()
         return figures
 
     async def _give_way(self, root: str, scope: trio.CancelScope) -> None:
         while not self._slots.taken(root):
-            await trio.sleep(0.01)
+            await trio.sleep(GIVE_WAY_SECONDS)
         scope.cancel()
 
     async def _kept(self, root: str) -> Figures | None:

@@ -108,7 +108,7 @@ class Quantizing:
         else:
             async with _InTurn(self, report):
                 entry, said = await self._make(parent, asked, name, version, report)
-            note = said.reason and f"quality: {said.reason}"
+            note = "it is larger than its parent" if said.size_bytes > said.parent_bytes else ""
         return await self._published(asked, entry, said, note, time.monotonic() - began, report)
 
     async def _published(

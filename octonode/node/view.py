@@ -172,8 +172,12 @@ class View:
             tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
             degraded=tuple(self.degraded()),
             gpus=tuple(_gpu(each) for each in self.gpus),
-            workers=tuple(_worker(each) for each in self._supervisor.status()),
+            workers=self._workers(),
         )
+
+    def _workers(self) -> tuple[WorkerFacts, ...]:
+        wanted = {each.model.root: each.reference for each in self._residency.status() if each.model}
+        return tuple(_worker(each, wanted.get(each.model_root, "")) for each in self._supervisor.status())
 
     def measured_by(self, measurer: Measurer) -> None:
         self._measurer = measurer
@@ -230,7 +234,7 @@ def _gpu(live: GpuLive) -> GpuFacts:
     )
 
 
-def _worker(status: WorkerStatus) -> WorkerFacts:
+def _worker(status: WorkerStatus, reference: str) -> WorkerFacts:
     return WorkerFacts(
         status.model_root,
         status.engine,
@@ -241,6 +245,7 @@ def _worker(status: WorkerStatus) -> WorkerFacts:
         status.resident_bytes,
         status.gpu_bytes,
         status.devices,
+        reference,
     )
 
 

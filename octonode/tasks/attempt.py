@@ -76,6 +76,8 @@ class RemoteAttempt:
         self._characters_max = tokens_max * CHARACTERS_PER_TOKEN_MAX + CHARACTERS_PER_TOKEN_MAX
         self._characters = 0
         self._artifacts: dict[str, bytes] = {}
+        self._steps_done = 0
+        self._patience_seconds = math.inf if ask.mode in PATIENT else settings.first_token_timeout_seconds
         self.received: list[str] = []
         """Pieces of the answer so far; of a result the one that stands for it."""
         self.verification: Verification | None = None
@@ -83,16 +85,18 @@ class RemoteAttempt:
     async def ask(self) -> Answered:
         """Streams into the inbox. Raises OctonodeError: the provider's refusal, or PROVIDER_LOST and its kind.
 
-        A silence, before or behind the first token, is a loss.
+        A silence, before or behind the first token, is a loss. Of work that makes its result in steps, each step
+        gives it the time of a first token anew.
         """
         self.waits_since = trio.current_time()
         self._silences.add(self)
         try:
             with self._silent:
-                seconds = math.inf if self._ask.mode in PATIENT else self._settings.first_token_timeout_seconds
+                seconds = self._patience_seconds
                 with trio.move_on_after(seconds) as waiting:
                     return await self._ask_within(waiting)
-                raise OctonodeError(f"{self.provider} had no token within {seconds:g} s", code="DEADLINE")
+                what = "had no token" if self._ask.work is None else "got no further with it"
+                raise OctonodeError(f"{self.provider} {what} within {seconds:g} s", code="DEADLINE")
         finally:
             self._silences.remove(self)
         raise OctonodeError(f"{self.provider} was silent for {self._silences.seconds_max:g} s", code="PROVIDER_LOST")
@@ -181,6 +185,9 @@ class RemoteAttempt:
             self.verification.pieces(update.pieces)
         elif not self.received:
             self._inbox.put(Progress(self.provider, update.stage, update.done, update.total))
+            if update.stage == "step" and self._steps_done < update.done <= update.total:  # never endlessly
+                self._steps_done = update.done
+                waiting.deadline = max(waiting.deadline, trio.current_time() + self._patience_seconds)
         if update.checkpoint:
             self.verification.checkpoint(update.checkpoint)
 

@@ -13,6 +13,7 @@ from octonode.config import TasksConfig
 from octonode.errors import OctonodeError
 from octonode.identity import Signer
 from octonode.ids import PeerId
+from octonode.network.clock import wall_clock_ms
 from octonode.network.host import Host
 from octonode.protocol.announcement import Announcement
 from octonode.tasks.asking import (
@@ -33,7 +34,7 @@ from octonode.tasks.question import Question
 from octonode.tasks.receipts import ReceiptStore, TaskLog
 from octonode.tasks.resident import Resident
 from octonode.tasks.routing import LocalModel, choose
-from octonode.tasks.slots import EngineSlots, new_id, wall_clock_ms
+from octonode.tasks.slots import EngineSlots, new_id
 from octonode.tasks.standings import Standings
 from octonode.tasks.timers import Watch
 

@@ -16,12 +16,12 @@ import trio
 
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId
+from octonode.network.clock import wall_clock_ms
 from octonode.protocol.pins import PinFacts, PinRequest, PinState, Room
 from octonode.tasks.admission import Refusal
 from octonode.tasks.faults import told
 from octonode.tasks.pin_ports import Keeper, PinStore, Progress
 from octonode.tasks.pins import Pin, PinBook, Quotas, Released
-from octonode.tasks.slots import wall_clock_ms
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from octonode.config import TasksConfig
 from octonode.errors import OctonodeError, RemoteProtocolError, VerificationFailed, from_wire
 from octonode.identity import Signer
 from octonode.ids import AGENT_PROTOCOL, PeerId
+from octonode.network.clock import wall_clock_ms
 from octonode.network.host import Host, Stream
 from octonode.protocol import pins as wire
 from octonode.protocol.envelope import NO_TASK
@@ -20,7 +21,7 @@ from octonode.protocol.pins import PinRequest, PinResult
 from octonode.protocol.receipt import check_receipt, verify_receipt
 from octonode.protocol.transcript import Transcript
 from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRecord
-from octonode.tasks.slots import new_id, wall_clock_ms
+from octonode.tasks.slots import new_id
 
 LOST_MAX = 3
 """Times in a row that the keeper may be lost before it is given up: a pin asked for again is the same pin."""

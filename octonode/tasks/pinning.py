@@ -8,6 +8,7 @@ from typing import Any
 from octonode.errors import OctonodeError
 from octonode.identity import Signer
 from octonode.ids import PeerId
+from octonode.network.clock import wall_clock_ms
 from octonode.protocol import pins as wire
 from octonode.protocol.messages import TaskResponse
 from octonode.protocol.pins import PinRequest, PinResult
@@ -17,7 +18,6 @@ from octonode.tasks.admission import Refusal
 from octonode.tasks.keeping import Keeping
 from octonode.tasks.pin_ports import Progress
 from octonode.tasks.run import Run
-from octonode.tasks.slots import wall_clock_ms
 
 SKILL = wire.SKILL
 

@@ -14,6 +14,7 @@ from octonode.config import TasksConfig
 from octonode.errors import RemoteProtocolError
 from octonode.identity import Signer
 from octonode.ids import PeerId
+from octonode.network.clock import wall_clock_ms
 from octonode.network.host import Stream, StreamReset
 from octonode.protocol.exchange import Exchange, Received, report
 from octonode.protocol.limits import DEFAULT_LIMITS, Limits
@@ -27,7 +28,7 @@ from octonode.tasks.receipts import ReceiptStore, StoredReceipt, TaskLog, TaskRe
 from octonode.tasks.resident import Resident
 from octonode.tasks.routing import PRIVACY_BUILT
 from octonode.tasks.run import Run, bounded
-from octonode.tasks.slots import EngineSlots, Measured, new_id, wall_clock_ms
+from octonode.tasks.slots import EngineSlots, Measured, new_id
 from octonode.tasks.timers import Pace, Watch
 from octonode.tasks.writer import WRITE_SECONDS_MAX, SlowReader, Writer
 

@@ -158,7 +158,8 @@ def in_words(short: Shortage, fit: Fit, holders: list[str], parallel: int = 1) -
         ways.append(f"serve a smaller quantization ({fit.smaller[0]} would fit)")
     if 0 < fit.largest_context_tokens < fit.context_tokens:
         ways.append(f"lower engines.context_tokens (to {tokens(fit.largest_context_tokens)})")
-    if parallel > 1 and fit.need.cache_bytes * 4 > fit.need.total_bytes:
+    fewer_bytes = fit.need.cache_bytes * (parallel - 1) // max(1, parallel)
+    if fewer_bytes and fewer_bytes >= short.missing_bytes:
         ways.append("lower engines.parallel")
     if not ways:
         ways.append("serve a smaller model, or ask a node that has more")

@@ -24,7 +24,6 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_TEREDO = ipaddress.IPv6Network("2001::/32")
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
@@ -64,11 +63,9 @@ class WebhookRule:
         Raises OctonodeError: BAD_REQUEST for what is no such URL, FORBIDDEN for an address that is not public.
         """
         target = _parse(url)
-        try:
-            address = ipaddress.ip_address(target.host)
-        except ValueError:
-            return target
-        self._check(target, address)
+        address = _address(target.host)
+        if address is not None and not self._allows(target, address):
+            raise _forbidden(f"{address} is no public address")
         return target
 
     def choose(self, target: Target, addresses: Sequence[str]) -> str:
@@ -77,11 +74,9 @@ class WebhookRule:
         for address in found:
             if address is not None and self._allows(target, address):
                 return str(address)
-        raise _forbidden(f"{target.host} is at {', '.join(addresses[:ADDRESSES_MAX]) or 'no address'}")
-
-    def _check(self, target: Target, address: _IP) -> None:
-        if not self._allows(target, address):
-            raise _forbidden(f"{address} is")
+        raise _forbidden(
+            f"{target.host} is at {', '.join(addresses[:ADDRESSES_MAX]) or 'no address'}, which is not public"
+        )
 
     def _allows(self, target: Target, address: _IP) -> bool:
         if target.host.rstrip(".") in self._names or is_public(address):
@@ -170,5 +165,5 @@ def _bad(message: str) -> OctonodeError:
 
 
 def _forbidden(what: str) -> OctonodeError:
-    message = f"webhook: {what}, which is not public; the node's owner may name it in jobs.webhook_hosts_allowed"
+    message = f"webhook: {what}; the node's owner may allow it: octonode config set jobs.webhook_hosts_allowed HOST"
     return OctonodeError(message, code="FORBIDDEN", detail={"param": "webhook"})

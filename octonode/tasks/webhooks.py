@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -28,6 +29,8 @@ PAUSES_SECONDS: Final = (5, 30, 120, 600)
 """Between the tries: there are five."""
 DELIVERIES_MAX: Final = 8
 """At the same time; others wait."""
+LOOK_SECONDS: Final = 60.0
+"""Between two looks for what is due; a nearer time is waited for."""
 DELIVERY_SECONDS_MAX: Final = 15.0
 """One try, from the look-up of the name to the status."""
 BODY_BYTES_MAX: Final = 1024 * 1024
@@ -95,10 +98,8 @@ class Webhooks:
                     if job.hook_at_ms <= now_ms and job.id not in self._under_way:
                         self._under_way.add(job.id)
                         nursery.start_soon(self._deliver, job)
-                due_ms = min(
-                    (job.hook_at_ms for job in pending if job.id not in self._under_way), default=now_ms + 3_600_000
-                )
-                with trio.move_on_after(max(0.05, (due_ms - now_ms) / 1000)):
+                due_ms = min((job.hook_at_ms for job in pending if job.id not in self._under_way), default=math.inf)
+                with trio.move_on_after(min(LOOK_SECONDS, max(0.05, (due_ms - now_ms) / 1000))):
                     await self._jobs.wait_changed()
 
     async def _deliver(self, job: Job) -> None:

@@ -177,6 +177,19 @@ def test_a_picture_of_a_billion_pixels_is_refused_by_its_header():
     assert "100 x 100" in caught.value.message
 
 
+def test_a_jpeg_of_many_scans_is_refused_before_they_are_decoded():
+    """Each scan is 30 bytes or so, and takes as long as all pixels."""
+    file = io.BytesIO()
+    plain("red", 64, 64).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    assert pictures.open_picture(data).size == (64, 64)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(OctonodeError) as caught:
+        pictures.open_picture(data[:-2] + data[last:-2] * 64 + data[-2:])
+    assert caught.value.code == "TOO_LARGE"
+    assert "save it anew" in caught.value.message
+
+
 @pytest.mark.parametrize(
     "data",
     [

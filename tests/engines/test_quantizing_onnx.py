@@ -35,7 +35,7 @@ def job_for(folder: Path, target: Path, kind: str, category: str = "embeddings")
 
 def run(job: Job, told: list[Progress]) -> Made:
     async def make() -> Made:
-        with trio.fail_after(170):
+        with trio.fail_after(175):
             return await child.make(
                 job, python="", directory=Path(job.target).with_name("work"), threads=1, memory_bytes_max=0,
                 tell=told.append,

@@ -20,7 +20,9 @@ from octonode.errors import OctonodeError
 from octonode.models.adding import collect
 from octonode.models.inspecting import inspect_paths
 
-pytestmark = [pytest.mark.process, pytest.mark.model]
+PATIENCE_SECONDS = 600
+"""Two perplexities on one thread take half a minute on a quiet machine."""
+pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.timeout(PATIENCE_SECONDS + 60)]
 
 WEIGHTS = 134_515_008
 """Of SmolLM2 135M."""
@@ -40,7 +42,7 @@ def run(job: Job) -> Made:
     """In the child, sandboxed as the daemon starts it."""
 
     async def make() -> Made:
-        with trio.fail_after(175):
+        with trio.fail_after(PATIENCE_SECONDS):
             return await child.make(
                 job, python="", directory=Path(job.target).with_name("work"), threads=1, memory_bytes_max=0,
                 tell=lambda said: None,
@@ -61,22 +63,22 @@ def test_gguf_is_unpacked_to_16_bits(f16: Made) -> None:
     assert inspect_paths(collect(Path(f16.path))).quantization == "F16"
 
 
-@pytest.mark.parametrize(
-    ("kind", "fp16", "most_lost"),
-    # a small model has much in its table of words, which keeps more bits, and Q4_K wants rows of 256
-    [("Q8_0", 0.54, 0.02), ("Q4_K_M", 0.39, 0.15)],
-)
-def test_gguf_becomes_smaller_and_its_perplexity_is_measured(
-    smollm2: Path, tmp_path: Path, kind: str, fp16: float, most_lost: float
-) -> None:
-    made = run(job_for(smollm2, tmp_path / "made", "gguf", kind))
-    assert ratios(made.bytes, made.weights)[1] == pytest.approx(fp16, abs=0.01)
-    assert inspect_paths(collect(Path(made.path))).quantization == kind
+def test_gguf_becomes_smaller_and_its_perplexity_is_measured(smollm2: Path, tmp_path: Path) -> None:
+    """A small model has much in its table of words, which keeps more bits, and Q4_K wants rows of 256."""
+    made = run(job_for(smollm2, tmp_path / "made", "gguf", "Q4_K_M"))
+    assert ratios(made.bytes, made.weights)[1] == pytest.approx(0.39, abs=0.01)
+    assert inspect_paths(collect(Path(made.path))).quantization == "Q4_K_M"
     quality = made.quality
     assert quality.measure == "perplexity"
     assert 5 < quality.parent < 50
     assert math.isfinite(quality.value)
-    assert quality.value / quality.parent - 1 < most_lost
+    assert 0 < quality.value / quality.parent - 1 < 0.15, "20.5 -> 21.9"
+
+
+def test_gguf_of_8_bits(smollm2: Path, tmp_path: Path) -> None:
+    made = run(job_for(smollm2, tmp_path / "made", "gguf", "Q8_0", measure=False))
+    assert ratios(made.bytes, made.weights)[1] == pytest.approx(0.54, abs=0.01)
+    assert inspect_paths(collect(Path(made.path))).quantization == "Q8_0"
 
 
 def test_gguf_of_16_bits_becomes_one_of_4(f16: Made, tmp_path: Path) -> None:
@@ -147,9 +149,7 @@ def said_by(folder: Path) -> str:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.float8_e4m3fn
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    given = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    given = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         answer = model.generate(**given, max_new_tokens=12, do_sample=False)
     return str(tokenizer.decode(answer[0][given["input_ids"].shape[1] :]))

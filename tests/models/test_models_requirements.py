@@ -130,7 +130,9 @@ HERE = Machine(
         (replace(LLAMA3_8B, known=False), HERE, ["unknown"]),
         (replace(LLAMA3_8B, weights_bytes=500 * GIGABYTE), HERE, ["vram"]),
         (replace(LLAMA3_8B, weights_bytes=500 * GIGABYTE), replace(HERE, vram_bytes=0), ["ram"]),
-        (replace(LLAMA3_8B, format="safetensors"), replace(HERE, vram_bytes=0, runs=None), ["vram"]),
+        (replace(LLAMA3_8B, format="tensorrt"), replace(HERE, vram_bytes=0, runs=None), ["vram"]),
+        (replace(LLAMA3_8B, format="safetensors"), replace(HERE, vram_bytes=0, runs=None), []),
+        (replace(LLAMA3_8B, format="ctranslate2"), replace(HERE, vram_bytes=0, runs=None), []),
     ],
 )
 def test_what_blocks_is_named(subject: Subject, machine: Machine, kinds: list[str]) -> None:
@@ -255,3 +257,10 @@ async def test_a_loaded_worker_takes_what_is_computed(smollm2: Path, tmp_path: P
         assert 0.75 <= resident / computed[context] <= 1.25
     added = cache_bytes(subject, 8192) - cache_bytes(subject, 1024)
     assert 0.9 <= (measured[8192] - measured[1024]) / added <= 1.1
+
+
+@pytest.mark.parametrize(("category", "said"), [("diffusion", False), ("audio", False), ("llm", True)])
+def test_a_context_is_spoken_of_where_there_is_one(category: str, said: bool) -> None:
+    fit = judge(replace(LLAMA3_8B, category=category), HERE, 4096)
+    assert ("context" in in_words(fit)) == said
+    assert (fit.context_tokens == 4096) == said

@@ -206,6 +206,7 @@ def test_engines_that_are_missing_say_what_to_do() -> None:
     assert problems["scripted"] == ""
     assert problems["gguf"] == ""
     assert "pip install 'octonode[vllm]'" in problems["safetensors"], "the default engine for these is not installed"
+    assert engine_problems(("diffusers=/opt/python",))["safetensors"] == "", "an interpreter of its own has one of them"
 
 
 def test_a_file_without_a_daemon(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import io
 import json
 import struct
 import sysconfig
-import threading
 import venv
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -160,12 +159,8 @@ def posted(node: Daemon, path: str, body: Mapping[str, Any]) -> httpx.Response:
 
 def infer(node: Daemon, model: str, skill: str, given: Mapping[str, Any], **parameters: Any) -> httpx.Response:
     """By the native API; bytes go as base64."""
-    plain = {
-        name: base64.b64encode(each).decode() if isinstance(each, bytes) else each for name, each in given.items()
-    }
-    return posted(
-        node, "/api/v1/inference", {"model": model, "skill": skill, "input": plain, "parameters": parameters}
-    )
+    plain = {name: base64.b64encode(each).decode() if isinstance(each, bytes) else each for name, each in given.items()}
+    return posted(node, "/api/v1/inference", {"model": model, "skill": skill, "input": plain, "parameters": parameters})
 
 
 def refused(response: httpx.Response, code: str) -> str:
@@ -346,13 +341,16 @@ def with_pattern(pattern: str) -> dict[str, Any]:
 def test_schemas_that_are_none(face: Daemon, a: Daemon, schema: Any, way_out: str) -> None:
     assert way_out in refused(schemed(face, f"{a.peer_id}/words", schema), "BAD_REQUEST")
     native = infer(
-        face, f"{a.peer_id}/words", "chat", {"messages": [{"role": "user", "content": "x"}], "schema": json.dumps(schema)}
+        face,
+        f"{a.peer_id}/words",
+        "chat",
+        {"messages": [{"role": "user", "content": "x"}], "schema": json.dumps(schema)},
     )
     assert native.json()["error"]["code"] in ("BAD_REQUEST", "UNSUPPORTED"), "the engine refuses it too"
 
 
-@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a|a)*b$", "^(a*)*$", "^(.*){30}b$", "^((a?){20}){20}a{20}$"])
-def test_patterns_that_explode_elsewhere(fleet: Fleet, face: Daemon, a: Daemon, pattern: str) -> None:
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^((a?){20}){20}a{20}$", "^[ab]*a[ab]{60}$"])
+def test_patterns_that_explode_elsewhere(face: Daemon, a: Daemon, pattern: str) -> None:
     """Held to or refused, while another answer is written by the same worker, and then another still."""
     model = f"{a.peer_id}/words"
     other = Asking(face, model, "Tell me a story.", max_tokens=40)
@@ -402,7 +400,7 @@ def test_a_model_that_needs_more_memory_than_there_is(c: Daemon, tmp_path: Path)
     message = fails(c.home, "models", "serve", reference, code="MODEL_UNAVAILABLE", exit_code=4)
     assert "GB of memory and" in message
     assert "are missing" in message
-    assert "engines.context_tokens" in message or "smaller model" in message
+    assert "serve a smaller model, or ask a node that has more" in message
     assert workers_of(c) == before
     assert not loaded(c, reference)
 
@@ -414,9 +412,7 @@ def test_a_model_that_computes_no_numbers(c: Daemon, tmp_path: Path, smollm2: Pa
     assert "octonode models verify" in message
 
 
-def test_an_engine_that_is_not_installed(
-    c: Daemon, broken_python: Path, built_model: Callable[[str], Path]
-) -> None:
+def test_an_engine_that_is_not_installed(c: Daemon, broken_python: Path, built_model: Callable[[str], Path]) -> None:
     file = shim(broken_python, "raise ModuleNotFoundError(\"No module named 'onnxruntime'\")\n")
     reference = added(c, built_model("minilm"), "own-minilm")
     message = fails(c.home, "models", "serve", reference, code="CONFIG", exit_code=2)
@@ -438,7 +434,7 @@ def test_an_engine_that_dies_at_load_for_the_third_time(
     fleet.until(lambda: loaded(c, reference)["state"] == "quarantined")
     shown = loaded(c, reference)
     assert "SIGABRT" in shown["reason"]
-    assert "octonode models serve" in shown["reason"]
+    assert f"octonode models serve cid:{shown['root']}" in shown["reason"]
     file.unlink()
     assert works(c.home, "models", "serve", reference)["model"]["state"] == "serving"
     assert done(infer(c, reference, "classify", {"image": sign()}))["labels"][0]["name"] == "upright"

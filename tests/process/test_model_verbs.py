@@ -101,7 +101,7 @@ def test_ls(a: Daemon, b: Daemon, model: str, fleet: Fleet) -> None:
     assert (seen["state"], seen["holders"]) == ("network", [a.peer_id])
     head, *rows = octonode(a.home, "models", "ls").out.splitlines()
     (row,) = [each for each in rows if each.startswith(f"{model} ")]
-    assert head.split() == ["MODEL", "STATE", "SIZE", "QUANTIZATION", "SERVERS", "NOTE"]
+    assert head.split() == ["MODEL", "STATE", "SIZE", "QUANTIZATION", "DOES", "SERVERS", "NOTE"]
     assert row.split()[:2] == [model, "held"]
 
 

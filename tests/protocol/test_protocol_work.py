@@ -81,6 +81,8 @@ def test_any_map_is_a_request_or_a_record_error(skill: str, fields: dict[str, An
     ("kind", "fields", "word"),
     [
         (vision.Box, {"left": float("nan"), "top": 0, "right": 0, "bottom": 0}, "left"),
+        (vision.Box, {"left": 10**400, "top": 0, "right": 0, "bottom": 0}, "left"),
+        (image.ImageRequest, {"prompt": "a", "seed": 10**400}, "seed"),
         (vision.Box, {"left": True, "top": 0, "right": 0, "bottom": 0}, "left"),
         (vision.Box, [], "map"),
         (text.EmbedRequest, {"texts": "one"}, "texts"),

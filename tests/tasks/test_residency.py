@@ -22,7 +22,9 @@ from tests.tasks.nodes import Source
 async def resident(home: Path) -> AsyncIterator[tuple[Residency, Source, TwinEngines]]:
     source, engines = Source(home), TwinEngines()
     residency = Residency(
-        source=source, engines=engines, load_request=lambda model, path, folder: LoadRequest("scripted", path, model.root)
+        source=source,
+        engines=engines,
+        load_request=lambda model, path, folder: LoadRequest("scripted", path, model.root),
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(residency.run)
@@ -195,7 +197,9 @@ async def test_a_bug_in_the_source_fails_that_model_alone(tmp_path: Path, autoju
 
 async def test_models_may_be_added_before_it_runs_and_are_bounded(tmp_path: Path) -> None:
     residency = Residency(
-        source=Source(tmp_path), engines=TwinEngines(), load_request=lambda model, path, folder: LoadRequest("s", path, "m")
+        source=Source(tmp_path),
+        engines=TwinEngines(),
+        load_request=lambda model, path, folder: LoadRequest("s", path, "m"),
     )
     for number in range(MODELS_MAX):
         residency.add(f"m{number}")

@@ -14,8 +14,8 @@ from octonode.errors import TABLE, OctonodeError
 from octonode.ids import PeerId
 from octonode.tasks.asking import Ask, Pieces, Progress
 from octonode.tasks.chat import applied, generate_request
-from octonode.tasks.orders import task_request
 from octonode.tasks.inbox import CONSUMER_SECONDS_MAX, PUTS_MAX, Inbox
+from octonode.tasks.orders import task_request
 from octonode.tasks.standings import PAUSE_MS_MOST, PEERS_MAX, Standings, moves_on
 from octonode.tasks.writer import (
     FRAME_CHARACTERS_MAX,

@@ -78,6 +78,8 @@ class WorkerFacts:
     """0 where no driver tells it."""
     devices: tuple[str, ...] = ()
     """GPUs it may see, such as `cuda:0`; `cpu`: none; empty: those that the node sees."""
+    model: str = ""
+    """Reference of what it runs; empty where that is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)

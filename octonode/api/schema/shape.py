@@ -10,6 +10,7 @@ import base64
 import binascii
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ def _convert_scalar(value: Any, hint: Any, name: str) -> Any:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError):
             raise bad_request(f"{name} must be base64", name) from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise bad_request(f"{name} must be {_NAMES.get(hint, hint.__name__)}", name)

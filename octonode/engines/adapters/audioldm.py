@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
 from octonode.engines.adapters.diffusers_plan import LIBRARIES, check_parts
 from octonode.engines.adapters.pulse import pulsing
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
@@ -71,7 +71,7 @@ class AudioLdmMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, SoundRequest):
-            raise torch_device.refuse_skill(ENGINE, request, "sound")
+            raise refuse_skill(request, "sound")
         if request.seconds * request.steps > STEP_SECONDS_MAX:
             text = (
                 f"{request.seconds:g} s in {request.steps} steps is more than {STEP_SECONDS_MAX:,} in all; ask for less"
@@ -87,14 +87,7 @@ class AudioLdmMaker:
 
     def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
         with pulsing(progress) as told:
-            return [self._outcome(each, told, stop) for each in requests]
-
-    def _outcome(self, request: WorkRequest, progress: Progress, stop: Stop) -> Outcome:
-        assert isinstance(request, SoundRequest), "by `key`"
-        try:
-            return self._sound(request, progress, stop)
-        except OctonodeError as error:
-            return error
+            return each_alone(requests, SoundRequest, lambda each: self._sound(each, told, stop))
 
     def _sound(self, request: SoundRequest, progress: Progress, stop: Stop) -> Sound:
         import numpy as np

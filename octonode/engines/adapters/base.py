@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from octonode.engines.contract import EngineFacts, Finished, GenerateRequest, LoadRequest, TokenLogprob
 from octonode.engines.slots import Slot
 from octonode.errors import ConfigError, OctonodeError
-from octonode.protocol.work.skills import WorkRequest, WorkResult
+from octonode.protocol.work.skills import WorkRequest, WorkResult, skill_of
+
+Request = TypeVar("Request", bound=WorkRequest)
 
 
 class Output(Protocol):
@@ -88,6 +90,26 @@ class Maker(Protocol):
     def close(self) -> None:
         """Lets go of what outlives the process, if anything does."""
         ...
+
+
+def refuse_skill(request: WorkRequest, *skills: str) -> OctonodeError:
+    """What `key` raises for a request of a skill that the model lacks; it has `skills`."""
+    text = f"this model cannot {skill_of(request).name}; it can {', '.join(skills)}"
+    return OctonodeError(text, code="UNSUPPORTED")
+
+
+def each_alone(
+    requests: Sequence[WorkRequest], kind: type[Request], work: Callable[[Request], WorkResult]
+) -> list[Outcome]:
+    """The outcomes of requests that `work` does one after the other. `kind` is what `key` lets through."""
+    outcomes: list[Outcome] = []
+    for request in requests:
+        assert isinstance(request, kind), "by `key`"
+        try:
+            outcomes.append(work(request))
+        except OctonodeError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 _ADAPTERS: dict[str, tuple[str, str]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.diffusers_plan import (
     Defaults,
     Pipeline,
@@ -96,7 +96,7 @@ class DiffusersMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, ImageRequest):
-            raise torch_device.refuse_skill("diffusers", request, "image")
+            raise refuse_skill(request, "image")
         if request.image or request.seed is not None:
             return object()  # alone: its size is known after decoding; the same seed shall give the same bytes
         return settings_of(request, self._pipeline, self._defaults, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
 from octonode.engines.adapters.pulse import pulsing
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
 from octonode.engines.contract import EngineFacts, LoadRequest
@@ -71,7 +71,7 @@ class FasterWhisperMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, TranscribeRequest):
-            raise torch_device.refuse_skill("faster-whisper", request, "transcribe")
+            raise refuse_skill(request, "transcribe")
         check_language(request.language, self._languages)
         return "transcribe"
 
@@ -83,14 +83,7 @@ class FasterWhisperMaker:
 
     def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
         with pulsing(progress) as told:
-            return [self._outcome(each, told, stop) for each in requests]
-
-    def _outcome(self, request: WorkRequest, progress: Progress, stop: Stop) -> Outcome:
-        assert isinstance(request, TranscribeRequest), "by `key`"
-        try:
-            return self._transcribed(request, progress, stop)
-        except OctonodeError as error:
-            return error
+            return each_alone(requests, TranscribeRequest, lambda each: self._transcribed(each, told, stop))
 
     def _transcribed(self, request: TranscribeRequest, progress: Progress, stop: Stop) -> Transcription:
         from octonode.engines.adapters.compressed_sounds import read_sound

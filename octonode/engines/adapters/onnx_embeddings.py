@@ -14,13 +14,13 @@ from typing import Any, Final, TypeGuard
 
 import numpy as np
 
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Array, Graph, library
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
 from octonode.engines.contract import EngineFacts, LoadRequest
 from octonode.errors import OctonodeError
-from octonode.protocol.work.skills import WorkRequest, skill_of
+from octonode.protocol.work.skills import WorkRequest
 from octonode.protocol.work.text import Embeddings, EmbedRequest
 
 ENGINE: Final = "onnx-embeddings"
@@ -62,7 +62,7 @@ class OnnxEmbeddingsMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, EmbedRequest):
-            raise unsupported(request, ("embed",))
+            raise refuse_skill(request, "embed")
         if len(request.texts) * self._dimensions * 4 > VECTORS_BYTES_MAX:
             most = VECTORS_BYTES_MAX // (self._dimensions * 4)
             raise OctonodeError(
@@ -151,12 +151,6 @@ class OnnxEmbeddingsMaker:
             "it be cut (truncate)",
             code="CONTEXT_EXCEEDED",
         )
-
-
-def unsupported(request: WorkRequest, skills: Sequence[str]) -> OctonodeError:
-    """What `key` raises for a request of a skill that the model lacks."""
-    text = f"this model cannot {skill_of(request).name}; it can {', '.join(skills)}"
-    return OctonodeError(text, code="UNSUPPORTED")
 
 
 def _next_group(places: Sequence[int], encodings: Sequence[Any]) -> Sequence[int]:

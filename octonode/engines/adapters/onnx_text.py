@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from octonode.engines.adapters import sampling
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import check_finite, library
-from octonode.engines.adapters.sampling import LOGPROBS_MAX, Logits, log_chances
+from octonode.engines.adapters.sampling import Logits
 from octonode.engines.contract import GenerateRequest, LoadRequest, TokenLogprob
-from octonode.engines.slots import Slot
+from octonode.engines.slots import Slot, common_prefix
 from octonode.errors import OctonodeError
 
 EXTRA: Final = "onnx-llm"
@@ -102,7 +103,7 @@ class OnnxText:
     def start(self, slot: Slot, tokens: Sequence[int]) -> int:
         """Makes the slot ready for this prompt; how many of its tokens are computed already, never all of them."""
         held = self._slots[slot.index]
-        same = _common_prefix(held.tokens, tokens[:-1]) if slot.reuse else 0
+        same = common_prefix(held.tokens, tokens) if slot.reuse else 0
         if held.generator is None:
             same = 0
             held = self._slots[slot.index] = Held(self._new_generator())
@@ -132,12 +133,8 @@ class OnnxText:
         return logits
 
     def told(self, logits: Logits, token: int, alternatives: int) -> TokenLogprob:
-        """The chosen token's logarithm of probability, and the `alternatives` likeliest; -1: none of them."""
-        chances = log_chances(logits)
-        count = min(max(alternatives, 0), LOGPROBS_MAX)
-        best = np.argsort(-chances, kind="stable")[:count]
-        top = tuple((self._word(int(each)), float(chances[each])) for each in best)
-        return TokenLogprob(self._word(token), float(chances[token]), top)
+        """See `sampling.told`."""
+        return sampling.told(logits, token, alternatives, self._word)
 
     def _word(self, token: int) -> str:
         return self.tokens.decode([token], skip_special_tokens=False)
@@ -157,12 +154,3 @@ def _threads(request: LoadRequest) -> dict[str, Any]:
     options = {"intra_op_num_threads": max(1, request.threads), "inter_op_num_threads": 1}
     # as in `onnx_session`: threads that wait shall not take the processor from others
     return {"model": {"decoder": {"session_options": {**options, "session.intra_op.allow_spinning": "0"}}}}
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from octonode.engines.adapters import detecting
-from octonode.engines.adapters.base import Outcome, Progress
-from octonode.engines.adapters.onnx_embeddings import unsupported
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Array, Graph
 from octonode.engines.adapters.pictures import open_picture, png_of
@@ -83,7 +82,7 @@ class OnnxVisionMaker:
     def key(self, request: WorkRequest) -> Hashable:
         wanted = ClassifyRequest if self.skill == "classify" else DetectRequest
         if not isinstance(request, wanted):
-            raise unsupported(request, (self.skill,))
+            raise refuse_skill(request, self.skill)
         return self.skill
 
     async def make(self, requests: Sequence[WorkRequest], progress: Progress) -> Sequence[Outcome]:

@@ -17,6 +17,8 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that are tried; Pillow has some forty more, each of which a stranger could choose to attack."""
 BACKGROUND: Final = (255, 255, 255)
 """Behind what is transparent."""
+JPEG_SCANS_MAX: Final = 64
+"""Of a progressive JPEG, as a few bytes each may pass over all of its pixels; cameras and programs write ten or so."""
 PNG_COMPRESS_LEVEL: Final = 1
 """Zlib's fastest: pictures that an engine made shall not wait for their packing."""
 
@@ -37,6 +39,7 @@ def open_picture(data: bytes, *, pixels_max: int = PIXELS_MAX) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(picture.width, picture.height, pixels_max)
+            _check_scans(picture, data)
             picture.load()
             return _flat(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
@@ -62,6 +65,15 @@ def _check_size(width: int, height: int, pixels_max: int) -> None:
         raise OctonodeError("the image has no pixels", code="BAD_REQUEST")
     if width * height > pixels_max:
         raise _too_large(f"{width} x {height} pixels", pixels_max)
+
+
+def _check_scans(picture: Image.Image, data: bytes) -> None:
+    """The marker of a scan stands nowhere in what is compressed: there each FF is followed by a zero."""
+    if picture.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > JPEG_SCANS_MAX:
+        raise OctonodeError(
+            f"the image has more than {JPEG_SCANS_MAX} scans, which take too long to decode; save it anew as JPEG",
+            code="TOO_LARGE",
+        )
 
 
 def _too_large(what: str, pixels_max: int) -> OctonodeError:

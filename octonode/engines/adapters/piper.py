@@ -14,8 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from octonode.engines.adapters.base import Outcome, Progress
-from octonode.engines.adapters.onnx_embeddings import unsupported
+from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Array, Graph
 from octonode.engines.adapters.phonemes import Phonemizer, phonemizer_for
@@ -72,7 +71,7 @@ class PiperMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, SpeakRequest):
-            raise unsupported(request, ("speak",))
+            raise refuse_skill(request, "speak")
         self._speaker(request.voice)
         return "speak"
 
@@ -83,14 +82,7 @@ class PiperMaker:
         pass
 
     def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for request in requests:
-            assert isinstance(request, SpeakRequest)
-            try:
-                outcomes.append(self._say(request, progress, stop))
-            except OctonodeError as error:
-                outcomes.append(error)
-        return outcomes
+        return each_alone(requests, SpeakRequest, lambda each: self._say(each, progress, stop))
 
     def _say(self, request: SpeakRequest, progress: Progress, stop: Stop) -> Sound:
         """Raises Stopped; OctonodeError BAD_REQUEST for a text without a sound in it, TOO_LARGE, ENGINE_FAILED."""

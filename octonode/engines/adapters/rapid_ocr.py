@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from octonode.engines.adapters.base import Outcome, Progress
-from octonode.engines.adapters.onnx_embeddings import unsupported
+from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Array, Graph, library
 from octonode.engines.adapters.pictures import open_picture
@@ -64,7 +63,7 @@ class RapidOcrMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, ReadRequest):
-            raise unsupported(request, ("read",))
+            raise refuse_skill(request, "read")
         return "read"
 
     async def make(self, requests: Sequence[WorkRequest], progress: Progress) -> Sequence[Outcome]:
@@ -74,15 +73,12 @@ class RapidOcrMaker:
         pass
 
     def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for request in requests:
-            assert isinstance(request, ReadRequest)
-            try:
-                outcomes.append(self._read(open_picture(request.image), request.score_least, stop))
-            except OctonodeError as error:
-                outcomes.append(error)
-            progress(len(outcomes), len(requests))
-        return outcomes
+        def read(request: ReadRequest) -> ReadText:
+            found = self._read(open_picture(request.image), request.score_least, stop)
+            progress(1, 1)  # each request is a batch of its own, see `sample`
+            return found
+
+        return each_alone(requests, ReadRequest, read)
 
     def _read(self, picture: Image.Image, score_least: float, stop: Stop) -> ReadText:
         """Raises Stopped, OctonodeError ENGINE_FAILED."""

@@ -6,12 +6,13 @@ TOP_K, of these `top_p`, of these MIN_P, and then the temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from octonode.engines.contract import GenerateRequest
+from octonode.engines.contract import GenerateRequest, TokenLogprob
 
 Logits = npt.NDArray[np.float32]
 
@@ -71,3 +72,11 @@ def log_chances(logits: Logits) -> npt.NDArray[np.float64]:
     values = logits.astype(np.float64)
     highest = values.max()
     return np.asarray(values - highest - np.log(np.exp(values - highest).sum()), np.float64)
+
+
+def told(logits: Logits, token: int, alternatives: int, word: Callable[[int], str]) -> TokenLogprob:
+    """The chosen token's logarithm of probability, and the `alternatives` likeliest; -1: none of them. Pure."""
+    chances = log_chances(logits)
+    best = np.argsort(-chances, kind="stable")[: min(max(alternatives, 0), LOGPROBS_MAX)]
+    top = tuple((word(int(each)), float(chances[each])) for each in best)
+    return TokenLogprob(word(token), float(chances[token]), top)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
 from octonode.engines.contract import EngineFacts, LoadRequest
 from octonode.errors import OctonodeError
@@ -70,7 +70,7 @@ class SentenceTransformersMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, EmbedRequest):
-            raise torch_device.refuse_skill(ENGINE, request, "embed")
+            raise refuse_skill(request, "embed")
         most = VECTORS_BYTES_MAX // (self._dimensions * 4)
         if len(request.texts) > most:
             text = f"{len(request.texts)} texts at {self._dimensions} dimensions; send at most {most} at a time"

@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from octonode.engines.adapters.base import Outcome, Progress
-from octonode.engines.adapters.onnx_embeddings import unsupported
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.onnx_folder import ModelFolder
 from octonode.engines.adapters.onnx_session import Graph
 from octonode.engines.adapters.sounds import Samples, read_wav, write_wav
@@ -64,7 +63,7 @@ class SileroVadMaker:
     def key(self, request: WorkRequest) -> Hashable:
         """By the order of magnitude of the sound, so that a short one does not wait for an hour of another."""
         if not isinstance(request, VoiceActivityRequest):
-            raise unsupported(request, ("voice_activity",))
+            raise refuse_skill(request, "voice_activity")
         return len(request.audio).bit_length()
 
     async def make(self, requests: Sequence[WorkRequest], progress: Progress) -> Sequence[Outcome]:

@@ -152,9 +152,3 @@ def not_numbers() -> OctonodeError:
     """Raised for NaN or infinity where the model should have given numbers."""
     text = "the model computed values that are no numbers; its weights or its number format (dtype) do not fit"
     return OctonodeError(text, code="ENGINE_FAILED")
-
-
-def refuse_skill(engine: str, request: object, has: str) -> OctonodeError:
-    """For what this model cannot be asked."""
-    kind = type(request).__name__.removesuffix("Request").lower()
-    return OctonodeError(f"this model of the engine {engine} does {has}, not {kind}", code="UNSUPPORTED")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.grammar import Constraint
+import numpy as np
+
+from octonode.engines.adapters import sampling, torch_device
+from octonode.engines.adapters.sampling import Logits
 from octonode.engines.contract import GenerateRequest, TokenLogprob
-from octonode.engines.slots import Slot
+from octonode.engines.slots import Slot, common_prefix
 from octonode.errors import OctonodeError
-
-LOGPROBS_MAX: Final = 20
 
 
 @dataclass
@@ -26,42 +26,6 @@ class Held:
 
     tokens: list[int] = field(default_factory=list)
     cache: Any = None
-
-
-class Sampler:
-    """Draws the next token of one answer."""
-
-    def __init__(self, torch: Any, request: GenerateRequest, constraint: Constraint | None) -> None:
-        self._torch = torch
-        self._request = request
-        self._constraint = constraint
-        self._random = torch.Generator("cpu")
-        if request.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(request.seed)
-
-    def draw(self, logits: Any) -> int:
-        """`logits` [vocabulary], float32 on the processor."""
-        torch, request = self._torch, self._request
-        if self._constraint is not None:
-            logits = logits.masked_fill(~torch.from_numpy(self._constraint.allowed()), -torch.inf)
-        if request.temperature == 0:
-            return int(logits.argmax())
-        chances = torch.softmax(logits / request.temperature, dim=-1)
-        if request.top_p < 1:
-            chances = self._likeliest(chances)
-        return int(torch.multinomial(chances, 1, generator=self._random))
-
-    def _likeliest(self, chances: Any) -> Any:
-        """The fewest tokens whose chances make up `top_p`; at least one."""
-        ordered, places = chances.sort(descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= self._request.top_p] = 0
-        return self._torch.zeros_like(chances).scatter_(0, places, ordered)
-
-    def done(self, token: int) -> bool:
-        """Whether the schema is satisfied with this token."""
-        return self._constraint is not None and self._constraint.take(token)
 
 
 class TextModel:
@@ -102,7 +66,7 @@ class TextModel:
     def start(self, slot: Slot, tokens: Sequence[int]) -> int:
         """Makes the slot ready for this prompt; how many of its tokens are computed already, never all of them."""
         held = self._slots[slot.index]
-        same = _common_prefix(held.tokens, tokens[:-1]) if slot.reuse and _can_be_cut(held.cache) else 0
+        same = common_prefix(held.tokens, tokens) if slot.reuse and _can_be_cut(held.cache) else 0
         if same == 0:
             self._slots[slot.index] = Held(cache=self._library.DynamicCache(config=self.model.config))
         elif same < len(held.tokens):
@@ -110,8 +74,8 @@ class TextModel:
             held.tokens = held.tokens[:same]
         return same
 
-    def compute(self, slot: Slot, tokens: Sequence[int]) -> Any:
-        """Goes on by these tokens; logits [vocabulary] of what comes next, float32 on the processor.
+    def compute(self, slot: Slot, tokens: Sequence[int]) -> Logits:
+        """Goes on by these tokens; logits [vocabulary] of what comes next.
 
         Raises OctonodeError ENGINE_FAILED for values that are no numbers, or when the memory is not enough.
         """
@@ -124,20 +88,15 @@ class TextModel:
                 self._slots[slot.index] = Held()
                 raise torch_device.run_failed(error, "ask with a shorter prompt, or for less at a time") from None
             held.tokens.extend(tokens)
-            logits = outcome.logits[0, -1].float().cpu()
-        if bool(torch.isnan(logits).any()):
+            logits: Logits = outcome.logits[0, -1].float().cpu().numpy()
+        if np.isnan(logits).any():
             self._slots[slot.index] = Held()
             raise torch_device.not_numbers()
         return logits
 
-    def told(self, logits: Any, token: int, alternatives: int) -> TokenLogprob:
-        """The chosen token's logarithm of probability, and the `alternatives` likeliest; -1: none of them."""
-        chances = self.torch.log_softmax(logits, dim=-1)
-        best = chances.topk(min(max(alternatives, 0), LOGPROBS_MAX))
-        top = tuple(
-            (self._word(int(place)), float(value)) for value, place in zip(best.values, best.indices, strict=True)
-        )
-        return TokenLogprob(self._word(token), float(chances[token]), top)
+    def told(self, logits: Logits, token: int, alternatives: int) -> TokenLogprob:
+        """See `sampling.told`."""
+        return sampling.told(logits, token, alternatives, self._word)
 
     def _word(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
@@ -152,12 +111,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 def _can_be_cut(cache: Any) -> bool:
     """Not where layers forget (sliding windows, recurrent ones)."""
     return cache is not None and not any(cache.is_sliding) and bool(cache.is_croppable)
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress
+from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
 from octonode.engines.adapters.faster_whisper import RATE_HZ, SEGMENTS_MAX, WORDS_MAX, check_language, within
 from octonode.engines.adapters.pulse import pulsing
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
@@ -72,7 +72,7 @@ class TransformersWhisperMaker:
 
     def key(self, request: WorkRequest) -> Hashable:
         if not isinstance(request, TranscribeRequest):
-            raise torch_device.refuse_skill(ENGINE, request, "transcribe")
+            raise refuse_skill(request, "transcribe")
         check_language(request.language, frozenset(self._codes or ("en",)))
         if request.words and not self._has_words:
             text = "this model tells no times of words (no alignment_heads in its generation_config.json)"
@@ -87,14 +87,7 @@ class TransformersWhisperMaker:
 
     def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
         with pulsing(progress) as told:
-            return [self._outcome(each, told, stop) for each in requests]
-
-    def _outcome(self, request: WorkRequest, progress: Progress, stop: Stop) -> Outcome:
-        assert isinstance(request, TranscribeRequest), "by `key`"
-        try:
-            return self._transcribed(request, progress, stop)
-        except OctonodeError as error:
-            return error
+            return each_alone(requests, TranscribeRequest, lambda each: self._transcribed(each, told, stop))
 
     def _transcribed(self, request: TranscribeRequest, progress: Progress, stop: Stop) -> Transcription:
         from octonode.engines.adapters.compressed_sounds import read_sound

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 
 from octonode.engines.constraint import tree
+from octonode.engines.constraint.ambiguity import check_ambiguity
+from octonode.engines.constraint.automaton import Automata
 from octonode.engines.constraint.reading import read_schema
 from octonode.engines.constraint.tree import Node, Pattern, Tree
 from octonode.errors import OctonodeError
@@ -32,7 +34,8 @@ def grammar_for(schema: str) -> str:
 
 
 def write_grammar(made: Tree) -> str:
-    """GBNF with the rule `root`. Raises OctonodeError TOO_LARGE."""
+    """GBNF with the rule `root`. Raises OctonodeError: TOO_LARGE, UNSUPPORTED for what takes too long to enforce."""
+    check_ambiguity(made)
     writer = _Writer(made)
     text = "\n".join(f"{name} ::= {body}" for name, body in writer.rules.items()) + "\n"
     if len(text) > GRAMMAR_CHARACTERS_MAX:
@@ -45,6 +48,8 @@ class _Writer:
         self.rules = {"root": "", **_BASE}
         self._names = {name: f"definition-{number}" for number, name in enumerate(made.definitions)}
         self._known: dict[str, str] = {}
+        self._patterns: dict[Pattern, str] = {}
+        self._automata = Automata()
         self.rules["root"] = self._node(made.root)
         for name, node in made.definitions.items():
             self.rules[self._names[name]] = self._node(node)
@@ -74,20 +79,21 @@ class _Writer:
         if isinstance(node, tree.Mapping):
             pair = self._rule(f'string ":" " "? {self._node(node.value)}')
             return self._rule(f'"{{" ws {_listed(pair, node.least, node.most)} ws "}}"')
-        return self._rule(f'"{{" ws {self._members(node.members, started=False)} ws "}}"')
+        return self._rule(f'"{{" ws {self._members(node.members)} ws "}}"')
 
-    def _members(self, members: tuple[tree.Member, ...], started: bool) -> str:
-        """The members from here on, each with its comma if one came before it."""
-        if not members:
-            return ""
-        first, rest = members[0], members[1:]
-        comma = '"," ws ' if started else ""
-        name = json.dumps(first.name, ensure_ascii=False)
-        pair = f'{comma}{_quoted(name + ":")} " "? {self._node(first.value)}'
-        with_it = f"{pair} {self._members(rest, started=True)}".rstrip()
-        if first.required:
+    def _members(self, members: tuple[tree.Member, ...]) -> str:
+        """All of them, from the last to the first: with and without a comma before them, each is written once."""
+        rest, rest_first = "", ""
+        for each in reversed(members):
+            name = json.dumps(each.name, ensure_ascii=False)
+            pair = f'{_quoted(name + ":")} " "? {self._node(each.value)} {rest}'.rstrip()
+            rest_first = self._member(each, pair, rest_first)
+            rest = self._member(each, f'"," ws {pair}', rest)
+        return rest_first
+
+    def _member(self, member: tree.Member, with_it: str, without: str) -> str:
+        if member.required:
             return self._rule(with_it)
-        without = self._members(rest, started)
         return self._rule(f"{with_it} | {without}") if without else self._rule(f"({with_it})?")
 
     def _items(self, node: tree.Items) -> str:
@@ -113,14 +119,20 @@ class _Writer:
             return "string"
         return self._rule(rf'"\"" char{_counts(node.least, node.most)} "\""')
 
-    def _pattern(self, part: Pattern) -> str:
-        if isinstance(part, tree.Characters):
-            return _class(part)
-        if isinstance(part, tree.Sequence):
-            return " ".join(self._pattern(each) for each in part.parts) or '""'
-        if isinstance(part, tree.Choice):
-            return "(" + " | ".join(self._pattern(each) for each in part.options) + ")"
-        return self._rule(self._pattern(part.part)) + _counts(part.least, part.most)
+    def _pattern(self, pattern: Pattern) -> str:
+        """The name of the rule of its first state. Each state is a rule, and each way ends in the rule of the next."""
+        if pattern not in self._patterns:
+            states = self._automata.states_of(pattern)
+            prefix = f"p{len(self._patterns)}"
+            for number, state in enumerate(states):
+                written = [(_class(characters), target) for characters, target in state.ways]
+                ways = [f"{one} {prefix}-{target}" for one, target in written if one]
+                if not ways and not state.ends:
+                    text = "the schema has a pattern that goes on with control characters only; simplify it"
+                    raise OctonodeError(text, code="UNSUPPORTED")
+                self.rules[f"{prefix}-{number}"] = " | ".join([*ways, *(['""'] if state.ends else [])])
+            self._patterns[pattern] = f"{prefix}-0"
+        return self._patterns[pattern]
 
     def _number(self, node: tree.Number) -> str:
         limit = 10**tree.NUMBER_DIGITS_MAX - 1
@@ -168,15 +180,13 @@ _PLAIN = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x1
 
 
 def _class(part: tree.Characters) -> str:
-    """The set as it looks inside a JSON text. Raises OctonodeError UNSUPPORTED when nothing of it can stand there."""
+    """The set as it looks inside a JSON text; empty where nothing of it can stand there."""
     plain = [(max(a, low), min(b, high)) for a, b in part.ranges for low, high in _PLAIN if a <= high and b >= low]
     options = [literal for code, literal in _IN_TEXT.items() if any(a <= code <= b for a, b in part.ranges)]
     if plain:
         inside = "".join(_escaped(a, "]\\^-") + ("" if a == b else "-" + _escaped(b, "]\\^-")) for a, b in plain)
         options.insert(0, f"[{inside}]")
-    if not options:
-        raise OctonodeError("the schema has a pattern of control characters only", code="UNSUPPORTED")
-    return options[0] if len(options) == 1 else "(" + " | ".join(options) + ")"
+    return "".join(options) if len(options) < 2 else "(" + " | ".join(options) + ")"
 
 
 def _between(low: int, high: int) -> list[str]:

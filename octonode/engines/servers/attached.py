@@ -57,7 +57,8 @@ def address_of(url: str) -> tuple[Address, str]:
         return Address(socket_path=url.removeprefix("unix:")), ""
     try:
         parts = urlsplit(url)
-        port = parts.port or _PORTS[parts.scheme]
+        default_port = _PORTS[parts.scheme]
+        port = parts.port or default_port
     except (ValueError, KeyError):
         raise ConfigError(f"{url!r} is not the URL of a server: http://HOST:PORT, or unix:/path") from None
     host = parts.hostname or ""

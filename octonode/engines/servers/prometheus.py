@@ -15,5 +15,6 @@ def read_values(text: str, names: Collection[str]) -> dict[str, float]:
         if name in names:
             # labels may hold spaces; after the value there may be a timestamp
             rest = line.rpartition("}")[2] if "{" in line else line.partition(" ")[2]
-            values[name] = values.get(name, 0.0) + float(rest.split()[0])
+            value, *_ = rest.split() or [""]
+            values[name] = values.get(name, 0.0) + float(value)
     return values

@@ -14,6 +14,8 @@ from octonode.engines.servers.facts import Seen
 from octonode.engines.servers.openai_http import OpenAiServer, ServerLost
 from octonode.errors import OctonodeError
 
+_ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What reading an event of another shape raises."""
 _ABORTED = ("abort", "error")
 """Finish reasons of vLLM when it is the engine that ends a request."""
 
@@ -71,12 +73,19 @@ async def _run_once(
             on_news()
             try:
                 _take(events, answer, call, request)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            except _ODD:
                 raise ServerLost("the server sent an event of another shape") from None
     if not answer.reason or answer.reason in _ABORTED:
         raise ServerLost("the engine ended its answer without saying why")
     # a reason that we do not know (content_filter, tool_calls) is an end by the engine's own will
     reason: FinishReason = FINISH.get(answer.reason, "stop")
+    try:
+        return _finished(reason, answer)
+    except _ODD:
+        raise ServerLost("the server counted its tokens in another shape") from None
+
+
+def _finished(reason: FinishReason, answer: Answer) -> Finished:
     usage = answer.usage or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     tokens_out = usage.get("completion_tokens", answer.events)

@@ -25,7 +25,7 @@ from octonode.engines.servers.dialects import TENSORRT_LLM, Dialect
 from octonode.engines.servers.kinds import Launch, ServerLoad
 from octonode.engines.servers.openai_http import Address
 from octonode.engines.servers.process import free_port, server_environment
-from octonode.engines.servers.vllm import quantization_in
+from octonode.engines.servers.weights import quantization_in
 from octonode.errors import ConfigError, OctonodeError
 
 HELP_SECONDS: Final = 120.0
@@ -90,14 +90,17 @@ class TensorRtServer:
         if not rows:
             return None
         last = rows[-1]
-        cache = last.get("kvCacheStats") or {}
-        blocks = cache.get("maxNumBlocks") or 0
-        return ServerLoad(
-            running=int(last.get("numActiveRequests", 0)),
-            waiting=int(last.get("numQueuedRequests", 0)),
-            cache_usage=cache.get("usedNumBlocks", 0) / blocks if blocks else None,
-            steps=float(last.get("iter", 0)),
-        )
+        try:
+            cache = last.get("kvCacheStats") or {}
+            blocks = cache.get("maxNumBlocks") or 0
+            return ServerLoad(
+                running=int(last.get("numActiveRequests", 0)),
+                waiting=int(last.get("numQueuedRequests", 0)),
+                cache_usage=cache.get("usedNumBlocks", 0) / blocks if blocks else None,
+                steps=float(last.get("iter", 0)),
+            )
+        except (TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"a row of TensorRT-LLM's metrics has another shape: {error}") from None
 
 
 async def known_options(program: str, environment: dict[str, str]) -> frozenset[str]:

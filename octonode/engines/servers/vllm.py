@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from octonode.config_engines import VllmConfig
 from octonode.engines.contract import LoadRequest
@@ -20,13 +20,13 @@ from octonode.engines.servers.kinds import Launch, ServerLoad
 from octonode.engines.servers.openai_http import Address
 from octonode.engines.servers.process import server_environment
 from octonode.engines.servers.prometheus import read_values
+from octonode.engines.servers.weights import quantization_in
 from octonode.errors import ConfigError
 from octonode.hardware.devices import NO_GPU
 
 SOCKET_NAME: Final = "http.sock"
 MODEL_NAME: Final = "model"
 """As requests call it; no path of ours shows."""
-CONFIG_BYTES_MAX: Final = 4 * 1024 * 1024
 _PREFIXES: Final = ("VLLM_", "NCCL_", "GLOO_", "RAY_")
 # a small model that may write space between two fields writes it until its tokens are used up
 _SCHEMAS: Final = json.dumps({"backend": "guidance", "disable_any_whitespace": True})
@@ -160,20 +160,6 @@ def check_settings(settings: VllmConfig) -> None:
     if settings.distributed_executor_backend == "ray" and not settings.ray_address:
         text = "vllm.distributed_executor_backend = 'ray' needs vllm.ray_address, HOST:PORT of the cluster's head"
         raise ConfigError(f"{text}; see docs/vllm-ray.md")
-
-
-def quantization_in(folder: Path) -> str:
-    """What the model's config.json says of its quantization, else of its numbers; empty when it says nothing."""
-    try:
-        with (folder / "config.json").open("rb") as file:
-            document: Any = json.loads(file.read(CONFIG_BYTES_MAX))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    if not isinstance(document, dict):
-        return ""
-    quantized = document.get("quantization_config")
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-    return str(method or document.get("dtype") or document.get("torch_dtype") or "")[:64]
 
 
 def _ngram(tokens: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -160,7 +161,8 @@ def _number_reader(kind: type, word: str) -> Callable[[Bound], Reader]:
     def make(bound: Bound) -> Reader:
         def take(value: Any, name: str) -> Any:
             good = type(value) is kind or (kind is float and type(value) is int)
-            if not good or not math.isfinite(value):
+            # NaN fails too, and so do whole numbers that no float can hold
+            if not good or not -sys.float_info.max <= value <= sys.float_info.max:
                 raise RecordError(f"{name} must be {word}")
             if not bound.least <= value <= bound.most:
                 raise RecordError(f"{name} is {value}; it takes {bound.least:g} to {bound.most:g}")
