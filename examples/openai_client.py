@@ -25,9 +25,18 @@ def base_url() -> str:
     return f"{api}/v1"
 
 
+def first_that_chats(client: OpenAI) -> str:
+    """Of the models known here; others read pictures, embed or speak."""
+    for model in client.models.list():
+        facts = (model.model_extra or {}).get("octonode", {})
+        if facts.get("servers") and "chat" in facts.get("skills", ()):
+            return model.id
+    sys.exit("nobody serves a model that chats; serve one: octonode models serve PUBLISHER/NAME")
+
+
 def main() -> None:
     client = OpenAI(base_url=base_url(), api_key="not-needed-here")
-    model = sys.argv[1] if len(sys.argv) > 1 else client.models.list().data[0].id
+    model = sys.argv[1] if len(sys.argv) > 1 else first_that_chats(client)
     stream = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "What is an octopus? Answer in one sentence."}],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from octonode import config as settings
-from octonode.cli.output import JsonFlag, emit, progress, size, table
+from octonode.cli.output import JsonFlag, emit, progress, shown, size, table
 from octonode.errors import NotFound, OctonodeError
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def note(model: ModelFacts) -> str:
 def add(
     file: Annotated[
         Path,
-        typer.Argument(
-            help="A GGUF, SafeTensors or ONNX file on this machine, or a directory of any model."
-        ),
+        typer.Argument(help="A GGUF, SafeTensors or ONNX file on this machine, or a directory of any model."),
     ],
     name: Annotated[str, typer.Option(help="Name under your peer id; from the file when left out.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "",
@@ -251,7 +249,7 @@ def ls(as_json: JsonFlag = False) -> None:
             each.state,
             size(each.size_bytes) if each.size_bytes else "?",
             each.quantization or "-",
-            ", ".join(each.skills) or each.category or "-",
+            shown(", ".join(each.skills) or each.category or "-"),
             len(each.servers),
             note(each),
         )
@@ -278,7 +276,10 @@ def show(reference: Reference, as_json: JsonFlag = False) -> None:
     with open_client() as client:
         model = client.model(reference)
         found, lines = inspected(client, model)
-    extra = [f"  context    {model.context_tokens} tokens", f"  licence    {model.license or '?'}"]
+    does = ", ".join(model.skills)
+    extra = [f"  does       {shown(does)}"] if does else []
+    extra += [f"  context    {model.context_tokens} tokens"] if model.context_tokens else []
+    extra.append(f"  licence    {shown(model.license or 'not said')}")
     extra += quantized_lines(model.quantized) + [f"  derived    {cid}" for cid in model.derived_from]
     extra += kept_lines(model)
     extra += [f"  served by  {peer}" for peer in model.servers] + [f"  held by    {peer}" for peer in model.holders]

@@ -207,7 +207,8 @@ class Resolver:
         except NotFound:
             raise NotFound(
                 f"{publisher}/{name}@{version} is what its publisher's record names, and nobody reachable has its "
-                f"manifest {cid}: try again when a holder is online, or name an older version, as in {name}@1.0.0",
+                f"manifest {cid}: try again when a holder is online (octonode peers), or name an older version: "
+                f"octonode models versions {publisher}/{name}",
                 code="MODEL_NOT_FOUND",
             ) from None
         manifest = signed.manifest

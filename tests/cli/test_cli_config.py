@@ -37,6 +37,9 @@ def test_set_changes_one_line_and_keeps_the_rest(tmp_path: Path) -> None:
         "name": "network.access", "value": "open", "file": str(file)
     }  # fmt: skip
     assert octonode(home, "config", "set", "tasks.queue_max", "9").out == f"tasks.queue_max = 9 in {file}\n"
+    (home / "daemon.json").write_text("{}")  # as while a node runs
+    told = octonode(home, "config", "set", "tasks.queue_max", "9").out.splitlines()
+    assert "takes it at its next start" in told[1]
     works(home, "config", "set", "api.cors_origins", "https://a.example,https://b.example")
     text = file.read_text()
     assert "# mine\n" in text

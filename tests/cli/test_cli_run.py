@@ -199,6 +199,7 @@ async def test_pictures_and_transcripts_go_where_they_are_told(
         (("image",), ("x", "--input", "missing.png"), "missing.png does not exist"),
         (("chat",), ("hi", "--task", "paint"), "there is no task 'paint'"),
         (("chat",), (), "there is no question"),
+        (("read",), (), "or a picture or sound by --input FILE"),
         (("chat",), ("hi", "--mode", "async"), "octonode task submit --mode async"),
     ],
 )

@@ -24,6 +24,7 @@ from octonode.node.shelf import Shelf
 from octonode.tasks.residency import ResolvedModel
 from tests.models import samples
 
+PAINTER = b'{"_class_name": "StableDiffusionPipeline"}'
 US, STRANGER = (NodeKey(bytes([number]) * 32) for number in (1, 3))
 KEYS: dict[str, object] = {
     "general.name": "Tiny",
@@ -207,6 +208,19 @@ def test_engines_that_are_missing_say_what_to_do() -> None:
     assert problems["gguf"] == ""
     assert "pip install 'octonode[vllm]'" in problems["safetensors"], "the default engine for these is not installed"
     assert engine_problems(("diffusers=/opt/python",))["safetensors"] == "", "an interpreter of its own has one of them"
+
+
+@pytest.mark.parametrize(
+    ("index", "wanted"), [({}, "octonode[vllm]"), ({"model_index.json": PAINTER}, "octonode[diffusion]")]
+)
+async def test_the_engine_is_that_of_the_model_and_not_of_its_format(
+    world: World, index: dict[str, bytes], wanted: str
+) -> None:
+    world.add({**samples.sharded(), **index})
+    (model,) = (await world.fitting.fit("", context_tokens=0, streams=1)).models
+    assert wanted in model.rows[0].words
+    assert "need a GPU" not in model.rows[0].words
+    assert ("context" in model.rows[0].words) == (not index), "pictures have none"
 
 
 def test_a_file_without_a_daemon(tmp_path: Path) -> None:

@@ -7,22 +7,18 @@ Through all of it one client reads a long answer from A, by way of C.
 from __future__ import annotations
 
 import base64
-import io
 import json
-import struct
 import sysconfig
 import venv
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import pytest
-from PIL import Image, ImageDraw, ImageFont
 
 from octonode.api.schema import AddModel, ServeModel
 from octonode.client import Client
@@ -30,15 +26,14 @@ from octonode.errors import TABLE, OctonodeError
 from octonode.testing.daemon import Daemon
 from tests.engines.gguf_files import write_nan
 from tests.models import samples
+from tests.process.bad_bytes import BAD_PICTURES, BAD_SOUNDS, TONE, WRITTEN, picture_of, sign
 from tests.process.fleet import PATIENCE_SECONDS, Asking, Fleet, fails, works
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.slow]
 
 MODELS = ("minilm", "ocr", "text-direction", "silero-vad", "piper-joe")
-WRITTEN = "OCTONODE 42"
 PACE = {"OCTONODE_ENGINES_SCRIPTED_TOKENS_PER_SECOND": "40", "OCTONODE_ENGINES_SCRIPTED_ANSWER_TOKENS": "240"}
 CRASHES_MAX = 3
-RATE_HZ = 16_000
 BODY_BYTES_MAX = 23 << 20
 """More than any face takes."""
 
@@ -47,10 +42,14 @@ BODY_BYTES_MAX = 23 << 20
 def a(fleet: Fleet, place: Path, built_model: Callable[[str], Path], smollm2: Path, scripted: Path) -> Daemon:
     node = fleet.start(place / "a", extra=PACE)
     given = [*((name, built_model(name)) for name in MODELS), ("words", smollm2), ("talk", scripted)]
-    with Client.from_home(node.home) as client:
-        for name, path in given:
-            client.add_model(AddModel(path=str(path), name=name, publish=True))
-            client.serve_model(ServeModel(reference=f"{node.peer_id}/{name}"))
+
+    def serve(model: tuple[str, Path]) -> None:
+        with Client.from_home(node.home) as client:
+            client.add_model(AddModel(path=str(model[1]), name=model[0], publish=True))
+            client.serve_model(ServeModel(reference=f"{node.peer_id}/{model[0]}"))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(serve, given))
     return node
 
 
@@ -176,38 +175,6 @@ def done(response: httpx.Response) -> Any:
     return response.json()["result"]
 
 
-def sign() -> bytes:
-    image = Image.new("RGB", (400, 80), "white")
-    ImageDraw.Draw(image).text((20, 20), WRITTEN, fill="black", font=ImageFont.load_default(32))
-    return png(image)
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def picture_of(width: int, height: int, rows: bytes, *before: bytes) -> bytes:
-    """A PNG that declares so many pixels of one bit, whatever it holds."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def wav(samples_bytes: bytes, *, kind: int = 1, bits: int = 16, declared: int | None = None) -> bytes:
-    size = len(samples_bytes) if declared is None else declared
-    form = struct.pack("<HHIIHH", kind, 1, RATE_HZ, RATE_HZ * bits // 8, bits // 8, bits)
-    head = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", size)
-    return b"RIFF" + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVE" + head + samples_bytes
-
-
-TONE = wav(np.round(9000 * np.sin(np.arange(RATE_HZ) / 8)).astype("<i2").tobytes())
-
-
 # -- Work ----------------------------------------------------------------------------------------------------------
 
 
@@ -235,27 +202,21 @@ def test_a_text_that_is_not_to_be_cut(face: Daemon, a: Daemon) -> None:
     assert len(cut.json()["data"]) == 2
 
 
-BILLION = picture_of(40_000, 25_000, bytes(100))
-TEXT_BOMB = picture_of(8, 8, bytes(16), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50 << 20))))
-BAD_PICTURES = {
-    "a billion pixels": (BILLION, "TOO_LARGE", "scale it down"),
-    "text that unpacks to 50 MiB": (TEXT_BOMB, "BAD_REQUEST", "send it whole"),
-    "cut off": (sign()[:200], "BAD_REQUEST", "send it whole"),
-    "no picture": (b"%PDF-1.7 a page", "BAD_REQUEST", "convert it to PNG"),
-}
+def together(*calls: Callable[[], httpx.Response]) -> list[httpx.Response]:
+    """All at once, so that they may come into one batch."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(lambda call: call(), calls))
 
 
-@pytest.mark.parametrize("kind", BAD_PICTURES)
 @pytest.mark.parametrize(("model", "skill"), [("ocr", "read"), ("text-direction", "classify")])
-def test_bad_pictures_among_good_ones(face: Daemon, a: Daemon, model: str, skill: str, kind: str) -> None:
-    """They are asked at once, and so may be of one batch: only the bad one fails."""
-    data, code, way_out = BAD_PICTURES[kind]
-    with ThreadPoolExecutor(3) as pool:
-        bad, *good = pool.map(
-            lambda image: infer(face, f"{a.peer_id}/{model}", skill, {"image": image}), [data, sign(), sign()]
-        )
-    assert way_out in refused(bad, code)
-    for each in map(done, good):
+def test_bad_pictures_among_good_ones(face: Daemon, a: Daemon, model: str, skill: str) -> None:
+    """Only the bad ones fail."""
+    given = [sign(), *(data for data, _, _ in BAD_PICTURES.values()), sign()]
+    asked = [partial(infer, face, f"{a.peer_id}/{model}", skill, {"image": data}) for data in given]
+    first, *bad, last = together(*asked)
+    for response, (_, code, way_out) in zip(bad, BAD_PICTURES.values(), strict=True):
+        assert way_out in refused(response, code)
+    for each in map(done, (first, last)):
         if skill == "read":
             assert [line["text"] for line in each["lines"]] == [WRITTEN]
         else:
@@ -271,24 +232,13 @@ def test_a_picture_that_unpacks_to_a_thousand_times_its_size_is_only_large(face:
     assert (found["lines"], found["width_pixels"]) == ([], width)
 
 
-NAN = np.full(RATE_HZ, np.nan, "<f4").tobytes()
-BAD_SOUNDS = {
-    "three hours by its header": (wav(bytes(32_000), declared=3 * 3600 * RATE_HZ * 2), "TOO_LARGE", "cut it into"),
-    "no numbers": (wav(NAN, kind=3, bits=32), "BAD_REQUEST", "no numbers"),
-    "cut off": (TONE[:1000], "BAD_REQUEST", "cut off"),
-    "no sound": (b"MThd\0\0\0\6", "BAD_REQUEST", "ffmpeg"),
-    "over 15 MiB": (wav(bytes(15 << 20)), "TOO_LARGE", "takes 1 to"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_SOUNDS)
-def test_bad_sounds_among_good_ones(face: Daemon, a: Daemon, kind: str) -> None:
-    data, code, way_out = BAD_SOUNDS[kind]
-    model = f"{a.peer_id}/silero-vad"
-    with ThreadPoolExecutor(3) as pool:
-        bad, *good = pool.map(lambda sound: infer(face, model, "voice_activity", {"audio": sound}), [data, TONE, TONE])
-    assert way_out in refused(bad, code)
-    assert [each["seconds"] for each in map(done, good)] == [1.0, 1.0]
+def test_bad_sounds_among_good_ones(face: Daemon, a: Daemon) -> None:
+    given = [TONE, *(data for data, _, _ in BAD_SOUNDS.values()), TONE]
+    asked = [partial(infer, face, f"{a.peer_id}/silero-vad", "voice_activity", {"audio": data}) for data in given]
+    first, *bad, last = together(*asked)
+    for response, (_, code, way_out) in zip(bad, BAD_SOUNDS.values(), strict=True):
+        assert way_out in refused(response, code)
+    assert [each["seconds"] for each in map(done, (first, last))] == [1.0, 1.0]
 
 
 def test_bodies_over_the_limit_are_refused_before_they_are_held(face: Daemon, a: Daemon) -> None:

@@ -88,10 +88,14 @@ def test_the_shell_submits_lists_waits_and_cancels(pair: tuple[Daemon, Daemon, s
     assert "canceled" in fails(c.home, "task", "wait", slow["id"], code="CANCELED", exit_code=1)
     now = works(c.home, "task", "submit", reference, "hello", "--mode", "realtime", "--param", "max_tokens=5")
     assert (now["state"], now["result"]["tokens_out"]) == ("completed", 5)
+    assert "async, batch, realtime" in fails(
+        c.home, "task", "submit", reference, "x", "--mode", "soon", code="BAD_REQUEST", exit_code=2
+    )
     message = fails(
         c.home, "task", "submit", reference, "x", "--webhook", "http://10.0.0.1/", code="FORBIDDEN", exit_code=3
     )
-    assert "jobs.webhook_hosts_allowed" in message
+    assert "10.0.0.1 is no public address" in message
+    assert "octonode config set jobs.webhook_hosts_allowed" in message
     works(c.home, "task", "cancel", job)
     fails(c.home, "task", "get", job, code="NOT_FOUND", exit_code=4)
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock as Clock
 
+from octonode.config import TasksConfig
 from octonode.errors import OctonodeError, RemoteProtocolError
 from octonode.protocol.receipt import verify_receipt
 from octonode.protocol.work.image import ImageRequest, Images
@@ -86,6 +87,21 @@ async def test_a_provider_lost_while_it_makes_is_followed_by_the_next(tmp_path: 
         events = await events_of(asker, work(PICTURE))
         assert providers_of(events) == [first.peer, second.peer]
         assert isinstance(made_of(events), Images)
+
+
+async def test_steps_keep_a_slow_picture_alive_and_a_stuck_one_is_given_up(
+    tmp_path: Path, autojump_clock: Clock
+) -> None:
+    settings = TasksConfig(first_token_timeout_seconds=30)
+    async with nodes(tmp_path, 2, settings) as (asker, provider):
+        script = (await provider.serve()).script
+        script.steps, script.seconds_per_token = 6, 20.0
+        asker.book.at_hand = [provider.announcement(skills=("image",))]
+        assert isinstance(made_of(await events_of(asker, work(PICTURE))), Images)
+        script.seconds_per_token = 40.0
+        with pytest.raises(OctonodeError, match="got no further with it within 30 s") as caught:
+            await events_of(asker, work(PICTURE))
+        assert caught.value.code == "DEADLINE"
 
 
 async def test_who_has_not_the_skill_is_not_asked_and_refuses_when_asked(tmp_path: Path, autojump_clock: Clock) -> None:
