@@ -196,9 +196,9 @@ PACKAGES: Final = (
         "ONNX Runtime", ("onnx-embeddings", "onnx-vision", "rapidocr", "silero-vad", "piper"),
         "embeddings, vision, speech, ONNX",
         (
-            Way("cuda", "pip install 'octonode[onnx]' && pip uninstall -y onnxruntime"
+            Way("cuda", "pip install 'octonode[onnx,ocr,piper]' && pip uninstall -y onnxruntime"
                 " && pip install 'onnxruntime-gpu[cuda,cudnn]'", "", (13, 0), (7, 5)),
-            Way("cpu", "pip install 'octonode[onnx]'"),
+            Way("cpu", "pip install 'octonode[onnx,ocr,piper]'"),
         ),
         _always_cuda("onnxruntime-gpu"), ("onnxruntime", "onnxruntime-gpu"),
     ),

@@ -33,7 +33,6 @@ from octonode.protocol.work.skills import WorkRequest
 from octonode.protocol.work.text import Embeddings, EmbedRequest
 
 WORDS = ("river", "stone", "lantern", "wide", "copper", "evening", "salt", "bridge", "naïve", "世界", "🦉", "home")
-BUFFER_EVENTS = 64
 
 
 @dataclass

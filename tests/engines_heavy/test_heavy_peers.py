@@ -7,7 +7,6 @@ import io
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
@@ -15,11 +14,9 @@ from PIL import Image
 
 from octonode.api.schema import AddModel, ServeModel
 from octonode.client import Client
-from octonode.errors import OctonodeError
-from octonode.protocol.receipt import verify_receipt
 from octonode.testing.daemon import Daemon
 from tests.engines_heavy.working import WORDS, spoken
-from tests.process.fleet import Fleet, octonode, running_fleet, works
+from tests.process.fleet import Fleet, known, octonode, proven, running_fleet, works
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.slow]
 
@@ -55,22 +52,6 @@ def c(fleet: Fleet, place: Path, a: Daemon) -> Daemon:
     with Client.from_home(node.home) as client:
         fleet.until(lambda: all(known(client, f"{a.peer_id}/{name}") for name in MODELS))
     return node
-
-
-def known(client: Client, model: str) -> bool:
-    try:
-        return bool(client.model(model).skills)
-    except OctonodeError:
-        return False
-
-
-def proven(facts: Any, a: Daemon, c: Daemon) -> None:
-    """The answer is A's, and C keeps a receipt of it that A signed for C."""
-    assert (facts["provider"], facts["local"]) == (a.peer_id, False)
-    assert facts["verified"] is True, facts["reason"]
-    with Client.from_home(c.home) as client:
-        receipt = verify_receipt(client.receipt(facts["task"]).receipt)
-    assert (receipt.provider, receipt.asker, receipt.model_root) == (a.peer_id, c.peer_id, facts["model_root"])
 
 
 @pytest.fixture(scope="module")

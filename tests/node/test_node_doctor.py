@@ -14,11 +14,13 @@ import pytest
 
 from octonode.api.schema import Finding
 from octonode.config import ApiConfig, Config, EnginesConfig, NodeConfig
+from octonode.engines.select import ENGINES
 from octonode.hardware import probe
 from octonode.hardware.facts import Cpu, Gpu, Hardware
 from octonode.identity import load_or_create
 from octonode.node import doctor
 from octonode.node.doctor import examine_machine
+from octonode.node.engines import _command
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -174,3 +176,14 @@ def test_a_port_that_is_taken(examine: Examine, home: Path) -> None:
         assert "--api 127.0.0.1:0" in found.fix
     freed = examine(daemon_runs=False, config=Config(home, api=ApiConfig(listen=place)))["port api"]
     assert freed.status == "ok"
+
+
+def test_an_interpreter_of_its_own_counts_as_installed(tmp_path: Path) -> None:
+    config = Config(home=tmp_path, engines=EnginesConfig(pythons=("diffusers=/opt/python",)))
+    assert "diffusers" in doctor._engines(config).summary
+
+
+def test_an_engine_that_never_runs_here_says_so_and_others_what_to_type() -> None:
+    said = {row.name: _command(row, MACHINE) for row in ENGINES}
+    assert said["tensorrt-llm"] == "cannot run here: it runs on NVIDIA alone"
+    assert {"ocr", "piper"} <= set(said["rapidocr"].partition("[")[2].partition("]")[0].split(",")), "all that it needs"

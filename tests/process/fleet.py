@@ -19,6 +19,7 @@ import trio
 from octonode.api.schema import Answer
 from octonode.client import Client
 from octonode.errors import OctonodeError
+from octonode.protocol.receipt import verify_receipt
 from octonode.testing.daemon import Daemon
 
 T = TypeVar("T")
@@ -228,3 +229,22 @@ def running_fleet(lasting: set[int]) -> Iterator[Fleet]:
     finally:
         over.set()
         thread.join(PATIENCE_SECONDS)
+
+
+def known(client: Client, model: str) -> bool:
+    """Whether a node has heard who serves the model, and what it can be asked for."""
+    try:
+        return bool(client.model(model).skills)
+    except OctonodeError:
+        return False
+
+
+def proven(facts: Mapping[str, Any], a: Daemon, c: Daemon) -> None:
+    """The answer is A's, and C keeps a receipt of it that A signed for C."""
+    assert (facts["provider"], facts["local"]) == (a.peer_id, False)
+    assert facts["verified"] is True, facts["reason"]
+    with Client.from_home(c.home) as client:
+        kept = client.receipt(facts["task"])
+    receipt = verify_receipt(kept.receipt)
+    assert kept.verified
+    assert (receipt.provider, receipt.asker, receipt.model_root) == (a.peer_id, c.peer_id, facts["model_root"])

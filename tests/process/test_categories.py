@@ -17,10 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from octonode.api.schema import AddModel, ServeModel
 from octonode.api.schema.embeddings import vectors_of
 from octonode.client import Client
-from octonode.errors import OctonodeError
-from octonode.protocol.receipt import verify_receipt
 from octonode.testing.daemon import Daemon
-from tests.process.fleet import Fleet, fails, octonode, works
+from tests.process.fleet import Fleet, fails, known, octonode, proven, works
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.slow]
 
@@ -56,13 +54,6 @@ def c(fleet: Fleet, place: Path, a: Daemon) -> Daemon:
     return node
 
 
-def known(client: Client, model: str) -> bool:
-    try:
-        return bool(client.model(model).skills)
-    except OctonodeError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def picture(place: Path) -> Path:
     image = Image.new("RGB", (400, 80), "white")
@@ -75,17 +66,6 @@ def picture(place: Path) -> Path:
 def asked(c: Daemon) -> openai.OpenAI:
     """OpenAI's own client at C."""
     return openai.OpenAI(base_url=f"{c.api}/v1", api_key="none", max_retries=0, timeout=120)
-
-
-def proven(facts: dict[str, Any], a: Daemon, c: Daemon) -> None:
-    """The answer is A's, and C keeps a receipt of it that A signed for C."""
-    assert (facts["provider"], facts["local"]) == (a.peer_id, False)
-    assert facts["verified"] is True, facts["reason"]
-    with Client.from_home(c.home) as client:
-        kept = client.receipt(facts["task"])
-    receipt = verify_receipt(kept.receipt)
-    assert kept.verified
-    assert (receipt.provider, receipt.asker, receipt.model_root) == (a.peer_id, c.peer_id, facts["model_root"])
 
 
 def test_embeddings(asked: openai.OpenAI, a: Daemon, c: Daemon) -> None:

@@ -89,7 +89,8 @@ class PiperMaker:
         voice = self._voice
         sentences = list(self._phonemizer.phonemes(request.text))
         if not sentences:
-            text = f"the text has no words that a voice of {voice.language} can say"
+            text = f"the text has no words that a voice of {voice.language} can say; write it in that language, or ask "
+            text += "a model that speaks yours"
             raise OctonodeError(text, code="BAD_REQUEST")
         silence = np.zeros(int(voice.rate_hz * SILENCE_SECONDS), np.float32)
         parts: list[Samples] = []
