@@ -7,7 +7,8 @@ has open. The last copy known is the owner's to remove (`--force`). `models.keep
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import trio
 
@@ -15,7 +16,9 @@ from octonode.errors import OctonodeError
 from octonode.models.held import BITMAP
 from octonode.models.keeping import Candidate, Verdict, bytes_of, choose
 from octonode.models.library import Library
+from octonode.models.placing import check_free
 from octonode.models.staging import disk_bytes
+from octonode.models.store import QUOTA_MISSING
 from octonode.network.clock import wall_clock_ms
 from octonode.node.events import Emit
 from octonode.node.shelf import Held, Shelf
@@ -125,3 +128,27 @@ class Evictor:
             self._emit("evicted", root=model.root, size_bytes=model.size_bytes)
         await self._shelf.refresh()
         return freed
+
+
+async def require_room(
+    library: Library,
+    directory: Path,
+    kept_bytes: int,
+    written_bytes: int,
+    make_room: Callable[[int], Awaitable[bool]] | None,
+) -> None:
+    """Before `written_bytes` go to `directory`, of which `kept_bytes` become a model: other models make room as for one
+    that arrives. Raises DISK_FULL. The directory is there afterwards."""
+
+    def check() -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        library.store.check_quota(kept_bytes)
+        check_free(directory, written_bytes)
+
+    try:
+        await trio.to_thread.run_sync(check)
+    except OctonodeError as error:
+        over_bytes = error.detail.get(QUOTA_MISSING, 0)
+        if not over_bytes or make_room is None or not await make_room(over_bytes):
+            raise
+        await trio.to_thread.run_sync(check)

@@ -27,12 +27,11 @@ from octonode.models.adding import default_name
 from octonode.models.library import FIRST_VERSION, Library, ModelEntry
 from octonode.models.manifest import ModelManifest, SignedManifest
 from octonode.models.origin import hub_origin, is_from, origin_of
-from octonode.models.placing import check_free
 from octonode.models.reference import HubReference
 from octonode.models.sources.hub import Hub, HubListing, HubProgress
 from octonode.models.sources.hub_files import Choice, choose
-from octonode.models.store import QUOTA_MISSING
 from octonode.models.version import Version
+from octonode.node.evicting import require_room
 from octonode.node.reporting import FromThread
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,9 @@ class HubModels:
         directory = self._directory / reference.repository.replace("/", "--") / listing.commit
         await trio.to_thread.run_sync(lambda: directory.mkdir(parents=True, exist_ok=True))
         there = await trio.to_thread.run_sync(_bytes_below, directory)
-        await self._check_room(choice.size_bytes, max(0, choice.size_bytes - there))
+        await require_room(
+            self._library, self._directory, choice.size_bytes, max(0, choice.size_bytes - there), self._make_room
+        )
         label = f"hf:{reference.repository}"
 
         def show(each: HubProgress) -> None:
@@ -127,22 +128,6 @@ class HubModels:
             if error.code == "FORMAT_REFUSED":
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
             raise
-
-    async def _check_room(self, size_bytes: int, missing_bytes: int) -> None:
-        """Raises DISK_FULL before anything is downloaded."""
-
-        def check() -> None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._library.store.check_quota(size_bytes)
-            check_free(self._directory, missing_bytes)
-
-        try:
-            await trio.to_thread.run_sync(check)
-        except OctonodeError as error:
-            over_bytes = error.detail.get(QUOTA_MISSING, 0)
-            if not over_bytes or self._make_room is None or not await self._make_room(over_bytes):
-                raise
-            await trio.to_thread.run_sync(check)
 
     # -- what is held already; in threads -----------------------------------------------------------------------
 

@@ -30,9 +30,8 @@ from octonode.errors import OctonodeError, Refused
 from octonode.ids import PeerId
 from octonode.models.entry import ModelEntry
 from octonode.models.library import Library
-from octonode.models.placing import check_free
 from octonode.models.quantized import Quantized, ext_of, quantized_from
-from octonode.models.store import QUOTA_MISSING
+from octonode.node.evicting import require_room
 from octonode.node.gate import Gate
 from octonode.node.hub import MakeRoom
 from octonode.node.quantizing_files import Parent, checked, parent_of, weights_bytes
@@ -173,7 +172,7 @@ class Quantizing:
     ) -> tuple[ModelEntry, Quantized]:
         bytes_max = self._bytes_for(parent, asked.to)
         scratch = needs.scratch_for(parent.info.format, asked.to, size_bytes=parent.entry.row.size_bytes)
-        await self._check_room(bytes_max, bytes_max + scratch)
+        await require_room(self._library, self._directory, bytes_max, bytes_max + scratch, self._make_room)
         place = self._directory / secrets.token_hex(8)
         target = place / "made"
         model = self._library.store.require(parent.entry.root)
@@ -241,22 +240,6 @@ class Quantizing:
         )  # fmt: skip
         await self._refresh()
         return entry, said
-
-    async def _check_room(self, kept_bytes: int, written_bytes: int) -> None:
-        """Raises DISK_FULL before anything is written; other models make room as for one that arrives."""
-
-        def check() -> None:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._library.store.check_quota(kept_bytes)
-            check_free(self._directory, written_bytes)
-
-        try:
-            await trio.to_thread.run_sync(check)
-        except OctonodeError as error:
-            over_bytes = error.detail.get(QUOTA_MISSING, 0)
-            if not over_bytes or self._make_room is None or not await self._make_room(over_bytes):
-                raise
-            await trio.to_thread.run_sync(check)
 
 
 class _InTurn:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from octonode.engines import lora
 from octonode.engines.adapters.chunking import CHUNK_TOKENS_MAX, CHUNK_TOKENS_MIN, chunk_tokens, worth_another_load
-from octonode.engines.adapters.llama_cpp_python_plan import Row, common_prefix, plan_step
+from octonode.engines.adapters.llama_cpp_python_plan import Row, plan_step
 from octonode.engines.constraint.gbnf import _between, grammar_for
 from octonode.engines.constraint.minimal import minimal_json
 from octonode.engines.constraint.patterns import read_pattern
 from octonode.engines.constraint.reading import read_schema
+from octonode.engines.slots import common_prefix
 from octonode.errors import ConfigError, OctonodeError
 
 LIST = {

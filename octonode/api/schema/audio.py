@@ -13,7 +13,11 @@ from octonode.protocol.work.audio import Segment, SpeakRequest, TranscribeReques
 Form = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES: Final = ("segment", "word")
-VOICES_ANY: Final = frozenset({"", "default"})
+VOICES_ANY: Final = frozenset(
+    {"", "default", "alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage"}
+    | {"shimmer", "verse"}
+)
+"""OpenAI's own voices are no model's here, and its clients must name one: they mean the model's first."""
 TEXT_CHARACTERS_MAX: Final = 4096
 PROMPT_CHARACTERS_MAX: Final = 4096
 

@@ -15,8 +15,9 @@ import trio
 from octonode.engines.adapters.answering import Answer
 from octonode.engines.adapters.llama_cpp_python_drawing import Chain
 from octonode.engines.adapters.llama_cpp_python_model import LlamaModel
-from octonode.engines.adapters.llama_cpp_python_plan import Row, Step, common_prefix, plan_step
+from octonode.engines.adapters.llama_cpp_python_plan import Row, Step, plan_step
 from octonode.engines.contract import FinishReason, Logprobs, Pieces, TokenLogprob
+from octonode.engines.slots import common_prefix
 from octonode.errors import OctonodeError
 
 Told = int | Pieces | Logprobs

@@ -55,13 +55,3 @@ def plan_step(rows: Sequence[Row], chunk: int) -> Step:
             parts.append(Part(row, row.done, end))
             left -= end - row.done
     return Step(tuple(parts))
-
-
-def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """Tokens of a slot's cache that a new prompt can keep: the last one is always computed, for its logits."""
-    count = 0
-    for left, right in zip(held, wanted[:-1], strict=False):
-        if left != right:
-            break
-        count += 1
-    return count

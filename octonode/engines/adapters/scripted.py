@@ -26,7 +26,7 @@ from octonode.engines.adapters.base import Output
 from octonode.engines.adapters.scripted_answers import Script, logprobs_of, prompt_words, script_for
 from octonode.engines.adapters.stopping import StopFilter
 from octonode.engines.contract import EngineFacts, Finished, FinishReason, GenerateRequest, LoadRequest
-from octonode.engines.slots import Slot
+from octonode.engines.slots import Slot, common_prefix
 from octonode.errors import OctonodeError
 
 BATCH_TOKENS = 16
@@ -74,7 +74,7 @@ class ScriptedAdapter:
     async def _prefill(self, words: list[str], slot: Slot, output: Output) -> int:
         """Passes over the prompt at the set pace; the count of its words that the slot's cache already held."""
         held = self._cached[slot.index] if slot.reuse else []
-        cached = min(_common_prefix(held, words), len(words) - 1)
+        cached = common_prefix(held, words)
         chunk = max(1, int(self._number("prefill_chunk_tokens") or 64))
         pace = self._number("prefill_tokens_per_second")
         output.prefill(cached, len(words))
@@ -130,12 +130,3 @@ def _put_out(pieces: Sequence[str], request: GenerateRequest, output: Output) ->
     output.pieces(pieces)
     if request.logprobs and pieces:
         output.logprobs(logprobs_of(pieces, request.logprobs))
-
-
-def _common_prefix(left: Sequence[str], right: Sequence[str]) -> int:
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
