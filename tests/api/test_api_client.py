@@ -16,7 +16,18 @@ from octonode.api.schema import AddModel, FetchModel, ModelProgress, PublishMode
 from octonode.client import AsyncClient, Client, daemon_running, find_daemon
 from octonode.errors import TABLE, ConfigError, ExitCode, OctonodeError, VerificationFailed, from_wire
 from octonode.tasks.asking import Ask, AskEvent, Pieces
-from octonode.testing.faces import MODEL, PROVIDER, ROOT, TASK, TOKEN, PlayedAsking, PlayedModels, Stage, home_of
+from octonode.testing.faces import (
+    MODEL,
+    PROVIDER,
+    ROOT,
+    TASK,
+    TOKEN,
+    PlayedAsking,
+    PlayedModels,
+    Stage,
+    a_model,
+    home_of,
+)
 
 HELLO = [{"role": "user", "content": "Hello"}]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -185,6 +196,7 @@ async def test_what_is_no_daemon_is_said_to_be_none() -> None:
 @pytest.mark.parametrize("example", ["ask.py", "openai_client.py"])
 async def test_the_examples_run(example: str, tmp_path: Path) -> None:
     async with Stage().run() as stage:
+        stage.models.held = [a_model(category="vision", skills=("classify",)), a_model(skills=("chat",))]
         home = home_of(stage, tmp_path)
         environ = {**os.environ, "OCTONODE_HOME": str(home)}
         done = await trio.run_process(

@@ -90,7 +90,7 @@ async def test_every_skill_takes_and_gives_its_records() -> None:
         ({"webhook": "https://a.example/"}, "BAD_REQUEST", "jobs alone"),
         ({"mode": "async", "priority": 10}, "BAD_REQUEST", "from 0 to 9"),
         ({"mode": "async", "ttl_seconds": -1}, "BAD_REQUEST", "ttl_seconds"),
-        ({"mode": "async", "webhook": "http://127.0.0.1/"}, "FORBIDDEN", "not public"),
+        ({"mode": "async", "webhook": "http://127.0.0.1/"}, "FORBIDDEN", "no public address"),
         ({"mode": "async", "webhook": "http://2130706433/"}, "BAD_REQUEST", "odd form"),
         ({"mode": "async", "webhook": "gopher://a/"}, "BAD_REQUEST", "https://"),
         ({"peer": "nobody"}, "BAD_REQUEST", "no peer id"),

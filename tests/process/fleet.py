@@ -48,6 +48,13 @@ class Done:
         return found
 
 
+HEEDING_CTRL_C = (
+    sys.executable, "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+)  # fmt: skip
+"""Before a command that is to be sent one: what a shell starts in the background ignores it, and all below do."""
+
+
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """As of a user who has set OCTONODE_HOME and that models are not measured; HOME is beside it, so that what leaks
     there is seen."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from octonode.testing.daemon import Daemon
 from octonode.testing.hub import HubStandIn
 from octonode.testing.kubo_rpc import KuboStandIn
 from octonode.testing.testnet import write_scripted_model
-from tests.process.fleet import COMMAND, Asking, Fleet, environment, fails, octonode, works
+from tests.process.fleet import COMMAND, HEEDING_CTRL_C, Asking, Fleet, environment, fails, octonode, works
 from tests.process.standins import running, slow_line
 
 pytestmark = pytest.mark.process
@@ -30,12 +29,6 @@ MB = 1_000_000
 def uploads(node: Daemon) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = works(node.home, "models", "uploads")["uploads"]
     return found
-
-
-HEED_CTRL_C = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-)
-"""What a shell starts in the background ignores SIGINT, and so do all below it."""
 
 
 def test_upload_outlives_ctrl_c_and_a_kill_of_the_node_and_is_then_served(
@@ -49,7 +42,7 @@ def test_upload_outlives_ctrl_c_and_a_kill_of_the_node_and_is_then_served(
         command = [*COMMAND, "models", "upload", str(model), "--name", "sent", "--api", line]
         elsewhere = environment(tmp_path / "elsewhere", {"OCTONODE_TOKEN": token})
         process = subprocess.Popen(
-            [sys.executable, "-c", HEED_CTRL_C, *command], env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*HEEDING_CTRL_C, *command], env=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         with Client.from_home(node.home) as client:
             fleet.until(lambda: any(each.files[0].offset_bytes > MB for each in client.do(uploads_call)))

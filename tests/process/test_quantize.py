@@ -16,7 +16,7 @@ from octonode.api.schema.embeddings import vectors_of
 from octonode.client import Client
 from octonode.protocol.receipt import verify_receipt
 from octonode.testing.daemon import Daemon
-from tests.process.fleet import COMMAND, Fleet, environment, fails, octonode, works
+from tests.process.fleet import COMMAND, HEEDING_CTRL_C, Fleet, environment, fails, octonode, works
 
 pytestmark = [pytest.mark.process, pytest.mark.model, pytest.mark.slow]
 
@@ -53,7 +53,7 @@ def children_in(home: Path) -> list[psutil.Process]:
 def begin(fleet: Fleet, node: Daemon) -> subprocess.Popen[str]:
     """A verb in the middle of its work."""
     verb = subprocess.Popen(
-        [*COMMAND, "models", "quantize", "minilm", "--to", "INT4"],
+        [*HEEDING_CTRL_C, *COMMAND, "models", "quantize", "minilm", "--to", "INT4"],
         env=environment(node.home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     fleet.until(lambda: children_in(node.home))
