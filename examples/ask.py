@@ -3,7 +3,7 @@
     octonode start                          # in another terminal
     python examples/ask.py PUBLISHER/NAME "Why is the sky blue?"
 
-Without arguments: the first model that somebody serves, and a question of our own.
+Without arguments: the first model that chats and that somebody serves, and a question of our own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def main() -> int:
 
 def ask(client: Client, model: str = "", question: str = "What is an octopus? Answer in one sentence.") -> int:
     if not model:
-        served = [each for each in client.models() if each.servers]
+        served = [each for each in client.models() if each.servers and "chat" in each.skills]
         if not served:
-            raise OctonodeError("nobody serves a model yet; try: octonode models ls", code="MODEL_UNAVAILABLE")
+            raise OctonodeError("nobody serves a model that chats; try: octonode models ls", code="MODEL_UNAVAILABLE")
         model = served[0].reference
     with client.chat(model, [{"role": "user", "content": question}], max_tokens=64, temperature=0) as stream:
         for text in stream:

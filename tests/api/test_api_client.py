@@ -196,7 +196,10 @@ async def test_what_is_no_daemon_is_said_to_be_none() -> None:
 @pytest.mark.parametrize("example", ["ask.py", "openai_client.py"])
 async def test_the_examples_run(example: str, tmp_path: Path) -> None:
     async with Stage().run() as stage:
-        stage.models.held = [a_model(category="vision", skills=("classify",)), a_model(skills=("chat",))]
+        stage.models.held = [
+            a_model(reference="cid:other", root="bafyother", skills=("classify",)),
+            a_model(skills=("chat",)),
+        ]
         home = home_of(stage, tmp_path)
         environ = {**os.environ, "OCTONODE_HOME": str(home)}
         done = await trio.run_process(
