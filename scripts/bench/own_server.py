@@ -20,11 +20,11 @@ _MAIN = """
 import json, signal, sys
 from pathlib import Path
 import xllamacpp
-from octonode.engines.adapters import llama
+from octonode.engines.adapters.llama_parameters import server_parameters
 from octonode.engines.contract import LoadRequest
 fields, port = json.loads(sys.argv[1]), int(sys.argv[2])
 request = LoadRequest(**{**fields, "model_path": Path(fields["model_path"])})
-parameters = llama._parameters(xllamacpp, request)
+parameters = server_parameters(xllamacpp, request, "unused.sock", int(request.options["prefill_chunk_tokens"]))
 parameters.hostnames, parameters.port = ["127.0.0.1"], port
 server = xllamacpp.Server(parameters)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -35,7 +35,10 @@ signal.pause()
 
 @asynccontextmanager
 async def own_server(folder: Path, request: LoadRequest) -> AsyncIterator[str]:
-    """Base URL of an xllamacpp server with the parameters that our worker would have; it ends with the block."""
+    """Base URL of an xllamacpp server with the parameters that our worker would have; it ends with the block.
+
+    The size of its chunks must be in the request: what a worker measures could differ between the two.
+    """
     port = await free_port()
     plain = {**dataclasses.asdict(request), "model_path": str(request.model_path)}
     command = [sys.executable, "-c", _MAIN, json.dumps(plain), str(port)]
@@ -49,7 +52,7 @@ async def own_server(folder: Path, request: LoadRequest) -> AsyncIterator[str]:
         )
     try:
         with trio.fail_after(START_SECONDS):
-            await _until_healthy(f"http://127.0.0.1:{port}")
+            await _until_healthy(f"http://127.0.0.1:{port}", process, folder / "own-server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -65,9 +68,11 @@ async def free_port() -> int:
     return port
 
 
-async def _until_healthy(base: str) -> None:
+async def _until_healthy(base: str, process: trio.Process, log: Path) -> None:
     async with httpx.AsyncClient() as client:
         while True:
+            if process.poll() is not None:
+                raise RuntimeError(f"the engine's own server ended: {log.read_text(errors='replace')[-500:]}")
             try:
                 if (await client.get(f"{base}/health")).status_code == 200:
                     return

@@ -32,6 +32,8 @@ ROUNDS = {1: 8, 4: 6, 8: 6, 32: 3}
 TOKENS = {1: 128, 4: 64, 8: 64, 32: 24}
 """Of each answer, by the number of streams: a round takes some seconds each way."""
 CONTEXT_TOKENS = 512
+CHUNK_TOKENS = 24
+"""The same for all three: what each would measure could differ."""
 _MODEL = "in turn; SmolLM2-135M Q4_1, 1 engine thread"
 _BARE = f"the same worker driven over frames by a bare trio parent, {_MODEL}"
 _OWN = f"xllamacpp's own HTTP server with the same settings, {_MODEL}"
@@ -120,8 +122,11 @@ async def bare_parent(folder: Path, settings: EnginesConfig) -> AsyncIterator[Ba
 
 async def measure(folder: Path) -> list[Row]:
     most = max(STREAMS)
-    values = {"engines_parallel": most, "engines_context_tokens": CONTEXT_TOKENS, "engines_measure_seconds": 0}
-    settings = EnginesConfig(threads=1, parallel=most, context_tokens=CONTEXT_TOKENS)
+    values = {
+        "engines_parallel": most, "engines_context_tokens": CONTEXT_TOKENS, "engines_measure_seconds": 0,
+        "engines_prefill_chunk_tokens": CHUNK_TOKENS,
+    }  # fmt: skip
+    settings = EnginesConfig(threads=1, parallel=most, context_tokens=CONTEXT_TOKENS, prefill_chunk_tokens=CHUNK_TOKENS)
     request = load_request(settings, model_root="bench", model_path=MODEL, model_format="gguf")
     async with (
         pair(folder, MODEL, **values) as (provider, asker, reference),

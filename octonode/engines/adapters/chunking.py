@@ -5,8 +5,9 @@ from __future__ import annotations
 CHUNK_TOKENS_MIN = 16
 """Below it a step costs more than the tokens in it, and a slow machine would never get through a prompt."""
 CHUNK_TOKENS_MAX = 2048
-CHUNK_SECONDS = 0.15
-"""Aimed at. With the step of the running streams that rides along, they wait 200 ms at most for a newcomer's chunk."""
+CHUNK_SECONDS = 0.12
+"""Aimed at. With the step of the running streams that rides along, and with later chunks that take longer than the
+first, streams wait 200 ms at most for a newcomer's chunk."""
 _SECONDS_MAX = 0.2
 _SECONDS_MIN = 0.05
 """Smaller chunks would be slower in all, larger ones are worth loading again for."""
