@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,8 @@ class Reply:
         return self.status == 200 and bool(self.finish_reason)
 
 
-def body(model: str, prompt: str, max_tokens: int) -> bytes:
-    """A greedy request, streamed, with usage."""
+def body(model: str, prompt: str, max_tokens: int, more: Mapping[str, Any] | None = None) -> bytes:
+    """A greedy request, streamed, with usage; `more` are further fields."""
     request = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -46,16 +47,25 @@ def body(model: str, prompt: str, max_tokens: int) -> bytes:
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **(more or {}),
     }
     return json.dumps(request).encode()
 
 
-async def ask(api: str, model: str, prompt: str, max_tokens: int, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Reply:
+async def ask(
+    api: str,
+    model: str,
+    prompt: str,
+    max_tokens: int,
+    *,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    more: Mapping[str, Any] | None = None,
+) -> Reply:
     """Ask once. Never raises for what the other side does: a broken answer is a Reply that is not whole."""
     url = urllib.parse.urlsplit(api)
     assert url.hostname is not None
     assert url.port is not None
-    content = body(model, prompt, max_tokens)
+    content = body(model, prompt, max_tokens, more)
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {url.hostname}:{url.port}\r\nconnection: close\r\n"
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -32,6 +33,8 @@ ROUNDS = {1: 8, 4: 6, 8: 6, 32: 3}
 TOKENS = {1: 128, 4: 64, 8: 64, 32: 24}
 """Of each answer, by the number of streams: a round takes some seconds each way."""
 CONTEXT_TOKENS = 512
+NO_CACHE = {"cache_prompt": False}
+"""Prompts of strangers share no cache in a node; the engine's own server would reuse the beginning that they share."""
 CHUNK_TOKENS = 24
 """The same for all three: what each would measure could differ."""
 _MODEL = "in turn; SmolLM2-135M Q4_1, 1 engine thread"
@@ -136,7 +139,7 @@ async def measure(folder: Path) -> list[Row]:
         ways: dict[str, Generate] = {
             "peer": partial(ask_api, asker.api, reference),
             "bare": parent.generate,
-            "own": partial(ask_api, own, "smollm2"),
+            "own": partial(ask_api, own, "smollm2", more=NO_CACHE),
         }
         rows: list[Row] = []
         speeds: dict[int, dict[str, list[float]]] = {}
@@ -176,8 +179,8 @@ async def rounds(
     return speeds, firsts
 
 
-async def ask_api(api: str, model: str, prompt: str, max_tokens: int) -> Said:
-    reply = await ask(api, model, prompt, max_tokens)
+async def ask_api(api: str, model: str, prompt: str, max_tokens: int, more: Mapping[str, Any] | None = None) -> Said:
+    reply = await ask(api, model, prompt, max_tokens, more=more)
     if not reply.whole:
         raise RuntimeError(f"an answer broke off: {reply}")
     return Said(reply.tokens_out, reply.first_seconds)
