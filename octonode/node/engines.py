@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 import trio
@@ -84,8 +84,7 @@ class Engines:
         )
         if facts is None:
             return loaded
-        shown = {name: getattr(facts, name) for name in _SHOWN}
-        return LoadedModel(**{**{name: getattr(loaded, name) for name in LoadedModel.__dataclass_fields__}, **shown})
+        return replace(loaded, **{name: getattr(facts, name) for name in _SHOWN})
 
     async def measure(self, reference: str) -> LoadedModel:
         """The loaded model with new figures. Raises MODEL_NOT_FOUND for one that is not loaded, OVERLOADED for one

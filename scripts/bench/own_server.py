@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import httpx
 import trio
 
 from octonode.engines.contract import LoadRequest
+from scripts.bench.daemon import free_port
 
 START_SECONDS = 120.0
 _MAIN = """
@@ -22,6 +25,7 @@ from pathlib import Path
 import xllamacpp
 from octonode.engines.adapters.llama_parameters import server_parameters
 from octonode.engines.contract import LoadRequest
+from scripts.bench.daemon import free_port
 fields, port = json.loads(sys.argv[1]), int(sys.argv[2])
 request = LoadRequest(**{**fields, "model_path": Path(fields["model_path"])})
 parameters = server_parameters(xllamacpp, request, "unused.sock", int(request.options["prefill_chunk_tokens"]))
@@ -39,33 +43,35 @@ async def own_server(folder: Path, request: LoadRequest) -> AsyncIterator[str]:
 
     The size of its chunks must be in the request: what a worker measures could differ between the two.
     """
-    port = await free_port()
+    port = free_port()
     plain = {**dataclasses.asdict(request), "model_path": str(request.model_path)}
     command = [sys.executable, "-c", _MAIN, json.dumps(plain), str(port)]
-    with (folder / "own-server.log").open("wb") as log:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    async with serving(command, port, folder, environment, START_SECONDS) as base:
+        yield base
+
+
+@asynccontextmanager
+async def serving(
+    command: Sequence[str], port: int, directory: Path, environment: Mapping[str, str], start_seconds: float
+) -> AsyncIterator[str]:
+    """Base URL of a server on this port of loopback, once it is healthy; it and all that it started end with the
+    block. Raises RuntimeError with the end of what it wrote when it ends by itself before."""
+    log = directory / "own-server.log"
+    with log.open("wb") as written:
         process = await trio.lowlevel.open_process(
-            command,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+            [*command], stdout=written, stderr=written, cwd=directory, env={**environment}, process_group=0
         )
+    base = f"http://127.0.0.1:{port}"
     try:
-        with trio.fail_after(START_SECONDS):
-            await _until_healthy(f"http://127.0.0.1:{port}", process, folder / "own-server.log")
-        yield f"http://127.0.0.1:{port}"
+        with trio.fail_after(start_seconds):
+            await _until_healthy(base, process, log)
+        yield base
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await process.wait()
-
-
-async def free_port() -> int:
-    """One that nobody listens on now."""
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port: int = listeners[0].socket.getsockname()[1]
-    await listeners[0].aclose()
-    return port
 
 
 async def _until_healthy(base: str, process: trio.Process, log: Path) -> None:

@@ -5,20 +5,17 @@ Needs `.venv-vllm`, which `make test-vllm` makes; without it the rows say so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
-import trio
-
 from octonode.config_engines import VllmConfig
 from octonode.engines.contract import LoadRequest
 from octonode.engines.servers.vllm import MODEL_NAME, SOCKET_NAME, VllmServer
+from scripts.bench.daemon import free_port
 from scripts.bench.nodes import ROOT, pair
-from scripts.bench.own_server import free_port
+from scripts.bench.own_server import serving
 from scripts.bench.rows import Goal, Row, median, percentile
 from scripts.bench.tokens import STREAMS, ask_api, rounds
 
@@ -65,30 +62,9 @@ async def _own(folder: Path) -> AsyncIterator[str]:
     directory.mkdir()
     request = LoadRequest("vllm", MODEL, "bench", CONTEXT_TOKENS, max(STREAMS), 1)
     launch = await VllmServer(SETTINGS, str(PYTHON)).launch(request, directory)
-    port = await free_port()
+    port = free_port()
     command, place = [*launch.command], [*launch.command].index("--uds")
     assert command[place + 1] == SOCKET_NAME
     command[place : place + 2] = ["--host", "127.0.0.1", "--port", str(port)]
-    with (directory / "server.log").open("wb") as log:
-        process = await trio.lowlevel.open_process(
-            command, stdout=log, stderr=log, cwd=directory, env={**launch.environment}, process_group=0
-        )
-    try:
-        with trio.fail_after(START_SECONDS):
-            await _until_healthy(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 9)
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
-async def _until_healthy(base: str) -> None:
-    async with httpx.AsyncClient() as client:
-        while True:
-            try:
-                if (await client.get(f"{base}/health")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await trio.sleep(0.5)
+    async with serving(command, port, directory, launch.environment, START_SECONDS) as base:
+        yield base
