@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from octonode.engines.adapters.base import Progress
+from octonode.engines.adapters.base import Outcome, Progress, Request, each_alone
+from octonode.engines.adapters.stoppable import Stop, run_stoppable
+from octonode.protocol.work.skills import WorkRequest, WorkResult
 
 PULSE_SECONDS: Final = 10.0
 STEP_SECONDS_MAX: Final = 900.0
@@ -29,6 +31,21 @@ def pulsing(progress: Progress, *, pulse_seconds: float = PULSE_SECONDS) -> Iter
     finally:
         ended.set()
         thread.join()
+
+
+async def each_pulsing(
+    requests: Sequence[WorkRequest],
+    kind: type[Request],
+    work: Callable[[Request, Progress, Stop], WorkResult],
+    progress: Progress,
+) -> list[Outcome]:
+    """As `each_alone`, in a stoppable thread and with a pulse: for work whose steps take long."""
+
+    def run(stop: Stop) -> list[Outcome]:
+        with pulsing(progress) as told:
+            return each_alone(requests, kind, lambda each: work(each, told, stop))
+
+    return await run_stoppable(run)
 
 
 class _Told:

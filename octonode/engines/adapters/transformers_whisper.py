@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from octonode.engines.adapters import torch_device
-from octonode.engines.adapters.base import Outcome, Progress, each_alone, refuse_skill
+from octonode.engines.adapters.base import Outcome, Progress, refuse_skill
 from octonode.engines.adapters.faster_whisper import RATE_HZ, SEGMENTS_MAX, WORDS_MAX, check_language, within
-from octonode.engines.adapters.pulse import pulsing
+from octonode.engines.adapters.pulse import each_pulsing
 from octonode.engines.adapters.stoppable import Stop, run_stoppable
 from octonode.engines.contract import EngineFacts, LoadRequest
 from octonode.errors import OctonodeError
@@ -80,14 +80,10 @@ class TransformersWhisperMaker:
         return "transcribe"
 
     async def make(self, requests: Sequence[WorkRequest], progress: Progress) -> Sequence[Outcome]:
-        return await run_stoppable(lambda stop: self._make(requests, progress, stop))
+        return await each_pulsing(requests, TranscribeRequest, self._transcribed, progress)
 
     def close(self) -> None:
         pass
-
-    def _make(self, requests: Sequence[WorkRequest], progress: Progress, stop: Stop) -> list[Outcome]:
-        with pulsing(progress) as told:
-            return each_alone(requests, TranscribeRequest, lambda each: self._transcribed(each, told, stop))
 
     def _transcribed(self, request: TranscribeRequest, progress: Progress, stop: Stop) -> Transcription:
         from octonode.engines.adapters.compressed_sounds import read_sound
