@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import psutil
-
 from octonode.config import EnginesConfig, nearest
 from octonode.engines import lora
 from octonode.engines.contract import LoadRequest
 from octonode.engines.servers.attached import URL_OPTION, url_for
 from octonode.errors import ConfigError, OctonodeError
+from octonode.hardware.cores import physical_cores
 from octonode.protocol.work.skills import CHAT, SKILLS
 
 
@@ -196,9 +194,7 @@ def available_engines(pythons: Sequence[str] = ()) -> tuple[str, ...]:
 
 def default_threads() -> int:
     """One less than the physical cores this process may use, at least 1: llama.cpp collapses when its threads wait."""
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed) - 1)
+    return max(1, physical_cores() - 1)
 
 
 def load_request(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from octonode.hardware import amd, apple, nvidia
+from octonode.hardware.cores import logical_cores, physical_cores
 from octonode.hardware.facts import Cpu, Gpu, GpuPartition, Hardware, summary
 
 __all__ = ["Cpu", "Gpu", "GpuPartition", "Hardware", "probe", "summary"]
@@ -65,12 +65,10 @@ def _cpu(proc: Path) -> Cpu:
     except OSError:
         text = ""
     flags = set((_field(text, "flags") or _field(text, "Features") or "").split())
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
     return Cpu(
         model=_field(text, "model name") or platform.processor() or platform.machine() or "unknown",
-        cores_physical=max(1, min(physical, allowed)),
-        cores_logical=max(1, allowed),
+        cores_physical=physical_cores(),
+        cores_logical=logical_cores(),
         instruction_sets=tuple(name for name, flag in INSTRUCTION_SETS if flag in flags),
     )
 

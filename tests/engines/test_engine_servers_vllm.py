@@ -82,6 +82,14 @@ def test_vllm_sees_the_gpus_of_its_model_or_as_many_as_it_is_told_to_take(
     assert launch.environment.get("CUDA_VISIBLE_DEVICES") == seen
 
 
+@pytest.mark.parametrize(("threads", "reserved"), [(1, "7"), (6, "2"), (8, "0"), (64, "0")])
+def test_vllm_on_a_cpu_leaves_the_cores_free_that_the_settings_do_not_give_it(tmp_path, monkeypatch, threads, reserved):
+    monkeypatch.setattr("octonode.engines.servers.vllm.physical_cores", lambda: 8)
+    load_request = LoadRequest("vllm", tmp_path, "r", threads=threads)
+    launch = trio.run(VllmServer(VllmConfig(), PYTHON).launch, load_request, tmp_path)
+    assert launch.environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] == reserved
+
+
 def test_vllm_on_one_machine_stays_on_loopback(tmp_path, monkeypatch):
     launch = launched(VllmConfig(), tmp_path, monkeypatch)
     assert launch.environment["GLOO_SOCKET_IFNAME"] == launch.environment["NCCL_SOCKET_IFNAME"] == "lo"

@@ -22,6 +22,7 @@ from octonode.engines.servers.process import server_environment
 from octonode.engines.servers.prometheus import read_values
 from octonode.engines.servers.weights import quantization_in
 from octonode.errors import ConfigError
+from octonode.hardware.cores import physical_cores
 from octonode.hardware.devices import NO_GPU
 
 SOCKET_NAME: Final = "http.sock"
@@ -125,7 +126,8 @@ class VllmServer:
         environment.pop("VLLM_API_KEY", None)  # nobody but us reaches the socket
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib),
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            # by itself it binds threads to all cores, whatever OMP_NUM_THREADS says, and waits for the one that shares
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": str(max(0, physical_cores() - request.threads)),
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
