@@ -75,8 +75,8 @@ class _Inference:
             else:
                 facts = await self._answer(asked, ask, model)
                 status, headers = 200, {}
-            body = await trio.to_thread.run_sync(to_json, facts)
-            await JSONResponse(body, status, headers)(scope, receive, send)
+            response = await trio.to_thread.run_sync(_told, facts, status, headers)
+            await response(scope, receive, send)
             nursery.cancel_scope.cancel()
 
     async def _submit(self, asked: Infer, ask: Ask, model: ModelFacts, access: Access) -> InferenceFacts:
@@ -151,7 +151,7 @@ class _Looking:
                 nursery.cancel_scope.cancel()
         result = await self._jobs.result(job.id)
         facts = job_facts(job, result, place=self._jobs.place(job.id))
-        return JSONResponse(await trio.to_thread.run_sync(to_json, facts))
+        return await trio.to_thread.run_sync(_told, facts)
 
     async def cancel(self, request: Request) -> Response:
         job = await self._jobs.cancel(self._find(request).id)
@@ -165,6 +165,11 @@ class _Looking:
                 f"there is no job {asked[:64]!r} here: it may be over its time; octonode task list shows all"
             )
         return job
+
+
+def _told(facts: InferenceFacts, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """For a thread: a result may have megabytes."""
+    return JSONResponse(to_json(facts), status, headers)
 
 
 def may_see(access: Access, job: Job) -> bool:

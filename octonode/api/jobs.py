@@ -39,14 +39,19 @@ class Job:
             nursery.start_soon(stream.keep_alive)
             nursery.start_soon(_show_progress, latest, stream)
             try:
-                end = {"type": "result", "result": to_json(await self._act(asked, latest.put))}
+                end = await trio.to_thread.run_sync(_end, await self._act(asked, latest.put))
             except Exception as fault:
                 if not stream.started:
                     stream.be_silent()  # else a progress that waits to be shown would begin an answer
                     raise
-                end = {"type": "error", **error_body(name_fault(fault)[0])}
-            await stream.end(line(end))
+                end = line({"type": "error", **error_body(name_fault(fault)[0])})
+            await stream.end(end)
             nursery.cancel_scope.cancel()
+
+
+def _end(result: Any) -> bytes:
+    """For a thread: a result may have megabytes."""
+    return line({"type": "result", "result": to_json(result)})
 
 
 class _Latest:
