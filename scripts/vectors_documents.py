@@ -96,7 +96,7 @@ def announcements() -> dict[str, Announcement]:
         tier="consumer",
         hardware={"gpu": "Example 8 GB", "vram_bytes": 8 << 30, "cpu_cores": 8, "cuda": True},
         engines=("llama",),
-        serving=(serving, Serving(root=MODEL)),
+        serving=(serving, Serving(root=MODEL), Serving(root=MODEL, loads_in_ms=12_300)),
         holding=(Holding(root=MODEL, name=name, version="1.0.0", complete=False),),
         access="open",
         region="eu",

@@ -116,12 +116,18 @@ class View:
         """For models that peers pin here; None where nobody may."""
         return self.storage.room(self.hardware.disk_free_bytes if self.hardware else 0) if self.storage else None
 
+    def _loaded(self) -> Sequence[Serving]:
+        return [each for each in self._serving() if not each.loads_in_ms]
+
     def _serving(self) -> Sequence[Serving]:
+        """The models that take tasks here: those that are loaded, and those that were and come back when asked."""
         found = []
         for status in self._residency.status():
             model = status.model
             engine = self._residency.engine(model.root) if model else None
-            if model is None or engine is None:
+            before = status.before if status.state in ("loading", "standby") else None
+            facts = engine.facts if engine else before.facts if before else None
+            if model is None or facts is None:
                 continue
             measured = self._slots.measured.of(model.root)
             found.append(
@@ -130,15 +136,16 @@ class View:
                     manifest=model.manifest,
                     name=model.name,
                     version=model.version,
-                    context_tokens=engine.facts.context_tokens,
-                    parallel=engine.facts.parallel,
+                    context_tokens=facts.context_tokens,
+                    parallel=facts.parallel,
                     running=self._slots.taken(model.root),
                     tokens_per_second=round(measured.tokens_per_second, 1),
                     first_token_ms=round(measured.first_token_ms),
                     **_announced(self._measurer.of(model.root) if self._measurer else None),
-                    quantization=plain(engine.facts.quantization),
+                    quantization=plain(facts.quantization),
+                    loads_in_ms=0 if engine or before is None else max(1, round(before.seconds * 1000)),
                     **self._prices,
-                    skills=engine.facts.skills,
+                    skills=facts.skills,
                 )
             )
         return found
@@ -167,8 +174,8 @@ class View:
             muxer=self._host.muxer,
             peers_connected=len(self._host.connected),
             peers_known=len(self._peerbook.peers(now_ms)),
-            serving=tuple(each.name or f"cid:{each.root}" for each in self._serving()),
-            unsigned=tuple(f"cid:{each.root}" for each in self._serving() if not each.manifest),
+            serving=tuple(each.name or f"cid:{each.root}" for each in self._loaded()),
+            unsigned=tuple(f"cid:{each.root}" for each in self._loaded() if not each.manifest),
             tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
             degraded=tuple(self.degraded()),
             gpus=tuple(_gpu(each) for each in self.gpus),

@@ -26,7 +26,7 @@ HardwareValue = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A model that is loaded and takes tasks, with figures measured on this node."""
+    """A model that takes tasks here, with figures measured on this node."""
 
     root: str
     manifest: str = ""
@@ -50,6 +50,8 @@ class Serving:
     """Of all streams it takes at once."""
     results_per_second: float = 0.0
     """Of a skill other than chat: small requests, as many together as it takes at once."""
+    loads_in_ms: int = 0
+    """0: it is loaded. Else it is whole there, and is loaded once it is asked for, which took this long last time."""
     price_basis: str = "tokens"
     """`tokens`: the prices are µOCTO per million tokens; `seconds`, `tokens_per_second`: per second."""
     price_in_micro_octo: int = 0
@@ -271,6 +273,7 @@ def _read_serving(item: Any) -> Serving:
         long_tokens=fields.natural(value, "long_tokens", 0),
         tokens_per_second_together=fields.number(value, "tokens_per_second_together", 0.0),
         results_per_second=fields.number(value, "results_per_second", 0.0),
+        loads_in_ms=fields.natural(value, "loads_in_ms", 0),
         skills=_lines(value, "skills", most=SKILLS_MAX, bytes_max=_SHORT_BYTES_MAX) or ("chat",),
         price_basis=fields.choice(value, "price_basis", PRICE_BASES, "tokens"),
         price_in_micro_octo=fields.natural(value, "price_in_micro_octo", 0),

@@ -12,7 +12,7 @@ from octonode.engines.contract import Engine, LoadRequest
 from octonode.errors import OctonodeError
 from octonode.tasks.faults import told
 from octonode.tasks.neighbours import Engines, FetchProgress, Gate, LoadRequestFor, ModelSource, open_gate
-from octonode.tasks.resident import ModelState, ModelStatus, Resident, ResolvedModel
+from octonode.tasks.resident import LoadedBefore, ModelState, ModelStatus, Resident, ResolvedModel
 from octonode.tasks.room import NoRoom, Room, Use
 
 __all__ = [
@@ -252,8 +252,14 @@ class Residency:
             request = await self._make_room(self._room, wish, admitted[0], request)
         self._desired[model.root] = request
         self._engines.set_desired(dict(self._desired))
-        await self._engines.wait_ready(model.root)
+        await self._serve(wish)
         wish.used_at, wish.asked = trio.current_time(), False
+
+    async def _serve(self, wish: _Wish) -> None:
+        """Once its engine is ready. Raises what `wait_ready` raises."""
+        began = trio.current_time()
+        engine = await self._engines.wait_ready(_root(wish))
+        wish.status = replace(wish.status, before=LoadedBefore(engine.facts, trio.current_time() - began))
         self._set(wish, "serving", failures=0)
 
     async def _make_room(self, room: Room, wish: _Wish, model: ResolvedModel, request: LoadRequest) -> LoadRequest:
@@ -295,9 +301,7 @@ class Residency:
             seen = self._engines.changes
             if self._engines.engine(root) is None:
                 self._set(wish, "loading")
-                await self._engines.wait_ready(root)
-            if wish.status.state != "serving":
-                self._set(wish, "serving", failures=0)
+                await self._serve(wish)
             await self._engines.wait_changed(seen)
 
     async def _fail(self, wish: _Wish, error: Exception) -> None:
@@ -350,6 +354,7 @@ class Residency:
             reason=reason,
             code=code,
             failures=failures,
+            before=wish.status.before,
         )
         self._changed()
 

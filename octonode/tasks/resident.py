@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from octonode.engines.contract import Engine
+from octonode.engines.contract import Engine, EngineFacts
 
 ModelState = Literal["resolving", "fetching", "loading", "serving", "standby", "failed"]
 """`standby`: whole here, and loaded once it is asked for or there is room."""
@@ -33,6 +33,15 @@ class ResolvedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedBefore:
+    """What a model was when it was loaded last in this run."""
+
+    facts: EngineFacts
+    seconds: float
+    """That the loading took."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One desired model."""
 
@@ -51,6 +60,8 @@ class ModelStatus:
     """From now."""
     failures: int = 0
     """In a row."""
+    before: LoadedBefore | None = None
+    """None until it has been loaded once."""
 
 
 class Resident(Protocol):

@@ -60,7 +60,7 @@ def choose(
     """Everybody with a verdict: the accepted in the order of asking, then the rejected. A total order."""
     verdicts: list[tuple[Candidate, tuple[float, ...]]] = []
     if local is not None:
-        verdicts.append((_local(ask, us, local), (2.0 if local.waiting_for else 0.0,)))
+        verdicts.append((_local(ask, us, local), (_LOADING if local.waiting_for else 0.0,)))
     newest: dict[PeerId, Announcement] = {}
     for announcement in announcements:
         known = newest.get(announcement.peer_id)
@@ -74,7 +74,7 @@ def choose(
         candidate = _remote(ask, announcement, serving, now_ms)
         standing = standings.get(announcement.peer_id, Standing())
         waits = standing.not_before_ms > now_ms
-        key = (1.0, float(waits), float(min(standing.failures, 8)), *rank(serving)) if serving else (1.0,)
+        key = (_class(serving), float(waits), float(min(standing.failures, 8)), *rank(serving)) if serving else (1.0,)
         verdicts.append((candidate, key))
     if ask.peer is not None and ask.peer != us and ask.peer not in newest:
         verdicts.append((Candidate(ask.peer, False, True, "you named it; it has announced nothing here"), (1.0,)))
@@ -82,6 +82,14 @@ def choose(
     rejected = sorted((v[0] for v in verdicts if not v[0].accepted), key=lambda c: (not c.local, c.peer))
     ranked = tuple(replace(candidate, rank=place) for place, (candidate, _) in enumerate(accepted))
     return ranked + tuple(rejected)
+
+
+_LOADED, _LOADING, _UNLOADED = 1.0, 2.0, 3.0
+"""Peers that have it loaded, then our own engine that is at it, then peers that would have to load it."""
+
+
+def _class(serving: Serving) -> float:
+    return _UNLOADED if serving.loads_in_ms else _LOADED
 
 
 def serving_of(announcement: Announcement, root: str) -> Serving | None:
@@ -123,7 +131,7 @@ def _remote(ask: Ask, announcement: Announcement, serving: Serving | None, now_m
         announcement.peer_id,
         local=False,
         accepted=not reason,
-        reason=reason or f"ranked by {ask.rank}",
+        reason=reason or f"ranked by {ask.rank}{_loads_first(serving)}",
         tier=announcement.tier,
         tokens_per_second=serving.tokens_per_second,
         first_token_ms=serving.first_token_ms,
@@ -150,7 +158,15 @@ def _why_not(ask: Ask, announcement: Announcement, serving: Serving | None, now_
         return f"privacy level {ask.privacy} is not kept by this version"
     if ask.mode and ask.mode not in serving.modes:
         return f"it does not offer mode {ask.mode}"
+    if ask.mode == "realtime" and serving.loads_in_ms:
+        return "the model is not loaded there now, and a realtime task never waits"
     return _unskilled(ask, serving.skills) or _over_context(ask, serving.context_tokens)
+
+
+def _loads_first(serving: Serving) -> str:
+    if not serving.loads_in_ms:
+        return ""
+    return f"; it is not loaded there now, which took {serving.loads_in_ms / 1000:.1f} s last time"
 
 
 def _too_late(ask: Ask, local: LocalModel) -> str:
@@ -198,7 +214,7 @@ def _load(serving: Serving) -> float:
 
 def _first_token(serving: Serving) -> float:
     """An unmeasured one counts as a second: better than one known to be slow."""
-    return float(serving.first_token_ms or 1000)
+    return float((serving.first_token_ms or 1000) + serving.loads_in_ms)
 
 
 def _price(serving: Serving) -> float:

@@ -141,7 +141,13 @@ async def test_an_engine_that_dies_is_loaded_again(tmp_path: Path, autojump_cloc
         assert model is not None
         assert model.state == "loading"
         assert residency.engine("m") is None
+        assert model.before is not None, "what it can do and how long it takes to come back is known"
+        assert (model.before.facts.engine, model.before.seconds) == ("twin", 0.0)
         await until_serving(residency, "m")
+        again = residency.model("m")
+        assert again is not None
+        assert again.before is not None
+        assert again.before.seconds == pytest.approx(5.0)
         assert source.resolved == ["m"]
         assert engines.loads == ["m", "m"]
 

@@ -122,6 +122,22 @@ def test_a_busy_node_comes_behind_a_free_one() -> None:
         assert accepted(found) == ["free", "busy"]
 
 
+def test_a_node_that_would_have_to_load_the_model_comes_behind_all_that_have_it() -> None:
+    cold = Serving(ROOT, tokens_per_second=9999, loads_in_ms=12_300)
+    full = Serving(ROOT, parallel=1, running=9, tokens_per_second=1)
+    for rank in get_args(Ranking):
+        ask = replace(ASK, rank=rank)
+        found = pick(announcement("cold", cold), announcement("full", full), ask=ask)
+        assert accepted(found) == ["full", "cold"]
+        assert "not loaded there now, which took 12.3 s last time" in found[1].reason
+        loading = pick(announcement("cold", cold), local=LocalModel(waiting_for="loading"), ask=ask)
+        assert accepted(loading) == [US, "cold"]
+    modes = {"realtime": (0, 0)}
+    ask = replace(ASK, mode="realtime")
+    assert accepted(pick(announcement("cold", replace(cold, modes=modes)), ask=ask)) == []
+    assert accepted(pick(announcement("full", replace(full, modes=modes)), ask=ask)) == ["full"]
+
+
 def test_who_failed_lately_comes_last_and_is_still_asked() -> None:
     standings = {PeerId("a"): Standing(2, NOW + 5000), PeerId("b"): Standing(1, NOW - 1)}
     found = pick(announcement("a"), announcement("b"), announcement("c"), standings=standings)
@@ -144,6 +160,7 @@ servings = st.builds(
     first_token_ms=st.integers(0, 3000),
     price_in_micro_octo=st.integers(0, 100),
     price_out_micro_octo=st.integers(0, 100),
+    loads_in_ms=st.sampled_from([0, 0, 5000]),
 )
 announcements = st.builds(
     lambda name, serving, state, sequence: announcement(name, serving, state=state, sequence=sequence),
