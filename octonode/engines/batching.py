@@ -60,21 +60,30 @@ class DynamicBatcher(Generic[Request, Result]):
                 code="OVERLOADED",
                 retry_after_seconds=1.0,
             )
-        waiting = _Waiting[Request, Result](request, progress)
-        line = self._lines.setdefault(self._key(request), deque())
-        line.append(waiting)
+        waiting, key = _Waiting[Request, Result](request, progress), self._key(request)
+        self._lines.setdefault(key, deque()).append(waiting)
         self._waiting += 1
         self._wake.unpark()
         try:
             await waiting.done.wait()
         finally:
             waiting.leave()
+            self._forget(key, waiting)
         assert waiting.outcome is not None
         if isinstance(waiting.outcome, OctonodeError):
             raise again(waiting.outcome)
         if isinstance(waiting.outcome, Exception):
             raise waiting.outcome
         return waiting.outcome
+
+    def _forget(self, key: Hashable, waiting: _Waiting[Request, Result]) -> None:
+        """Who left before its turn holds no place, and its request no memory."""
+        line = self._lines.get(key)
+        if line is not None and waiting in line:
+            line.remove(waiting)
+            self._waiting -= 1
+            if not line:
+                del self._lines[key]
 
     async def run(self) -> None:
         """Runs batches until cancelled."""
@@ -119,13 +128,22 @@ class DynamicBatcher(Generic[Request, Result]):
             each.on_leave = someone_left
         outcomes: Sequence[Result | Exception] = ()
         with scope:
-            try:
-                outcomes = await self._run([each.request for each in batch], tell)
-                assert len(outcomes) == len(batch), "one outcome a request"
-            except Exception as error:  # of all of them together
-                outcomes = [error] * len(batch)
+            outcomes = await self._outcomes(batch, tell)
         for each, outcome in zip(batch, outcomes, strict=False):
             each.end(outcome)
+
+    async def _outcomes(
+        self, batch: Sequence[_Waiting[Request, Result]], tell: Progress
+    ) -> Sequence[Result | Exception]:
+        """What all of them fail by together may be the fault of one: so each is run alone then."""
+        try:
+            outcomes = await self._run([each.request for each in batch], tell)
+            assert len(outcomes) == len(batch), "one outcome a request"
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            return [error if each.left else (await self._outcomes([each], tell))[0] for each in batch]
+        return outcomes
 
 
 @dataclass(eq=False)

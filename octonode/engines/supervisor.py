@@ -219,6 +219,9 @@ class Supervisor:
     async def _attend(self, link: Link, lease: Lease | None) -> None:
         try:
             error = await link.run()
+        except Exception as bug:
+            log.error("the engine of %s ended by a bug of ours", link.root, exc_info=bug)
+            error = OctonodeError("this node met a bug in itself; see its log", code="ENGINE_FAILED")
         finally:
             del self._links[link.root]
             if lease is not None:

@@ -39,9 +39,13 @@ class JobTable:
 
     async def add(self, job: Job, work: bytes) -> None:
         inline = await self._put(job.id, _INPUT, work)
-        await self._state.change(
-            (f"INSERT INTO jobs ({_NAMES}, input) VALUES ({_MARKS})", (*_values(job), inline)), durable=True
-        )
+        try:
+            await self._state.change(
+                (f"INSERT INTO jobs ({_NAMES}, input) VALUES ({_MARKS})", (*_values(job), inline)), durable=True
+            )
+        except OctonodeError:
+            await trio.to_thread.run_sync(self._remove, (job.id,))  # a full disk shall not fill further
+            raise
 
     async def save(self, job: Job, result: bytes | None = None) -> None:
         """A result goes to its file first: a row that says `completed` always has one."""
@@ -55,8 +59,11 @@ class JobTable:
     async def drop(self, *jobs: str) -> None:
         if not jobs:
             return
-        await self._state.change(*(("DELETE FROM jobs WHERE id = ?", (job,)) for job in jobs))
-        await trio.to_thread.run_sync(self._remove, jobs)
+        try:
+            await self._state.change(*(("DELETE FROM jobs WHERE id = ?", (job,)) for job in jobs))
+        finally:  # also where the disk is too full for that: their files are what fills it
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._remove, jobs)
 
     async def work(self, job: str) -> bytes:
         found = await self._get(job, _INPUT)
@@ -100,11 +107,15 @@ class JobTable:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._path(job, what)
         fresh = path.with_suffix(f".{what}.part")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except OSError:
+            fresh.unlink(missing_ok=True)  # half a file on a full disk
+            raise
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)

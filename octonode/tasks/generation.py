@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
@@ -25,6 +25,7 @@ from octonode.tasks.slots import EngineSlots
 
 PIECE_CHARACTERS_MAX = 32 * 1024
 """An engine's larger piece is cut, so that every piece fits a frame."""
+_FORGOTTEN = GenerateRequest((), 0)
 
 
 class Sink(Protocol):
@@ -128,8 +129,8 @@ class Generation:
                 )
             if model.state == "standby":  # it was unloaded for another one while we stood in line
                 self._resident.ask(root)
-                continue
-            sink.progress(model.state, model.done_bytes, model.total_bytes)
+            else:
+                sink.progress(model.state, model.done_bytes, model.total_bytes)
             await self._resident.wait_changed(seen)
 
     async def _run(self, engine: Engine, sink: Sink) -> Finished:
@@ -190,8 +191,12 @@ class Generation:
                 seconds=decode_seconds,
             )
 
+    def let_go(self) -> None:
+        """Of what only the work needed: the request, which may hold a large picture, and the result as a record."""
+        self.order, self.made, self.logprobs = replace(self.order, request=_FORGOTTEN), None, []
+
     def receipt(self, signer: Signer) -> bytes:
-        """The signed receipt of what was done, dag-cbor. Only once an engine was chosen."""
+        """The signed receipt of what was done, dag-cbor. Once an engine was chosen, and before `let_go`."""
         facts, order = self.facts, self.order
         assert facts is not None
         now_ms = self._now_ms()

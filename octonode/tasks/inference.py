@@ -18,6 +18,7 @@ from octonode.tasks.job import Job, JobResult, JobWork
 
 CHAT_INPUTS: Final = frozenset({"messages", "prompt", "schema"})
 CHAT_PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
+LOGPROB_LEAST: Final = -9999.0
 JOB_DEADLINE_SECONDS: Final = 3600.0
 """Of one attempt; a provider takes no task for longer."""
 
@@ -76,9 +77,15 @@ def chat_result(text: str, answered: Answered) -> dict[str, Any]:
     }
     if answered.logprobs:
         result["logprobs"] = [
-            [token.text, token.logprob, [list(pair) for pair in token.top]] for token in answered.logprobs
+            [token.text, _finite(token.logprob), [[text, _finite(value)] for text, value in token.top]]
+            for token in answered.logprobs
         ]
     return result
+
+
+def _finite(logprob: float) -> float:
+    """Of a token that cannot be, as OpenAI's face has it: no JSON holds an infinity."""
+    return max(LOGPROB_LEAST, logprob)
 
 
 class Performer:

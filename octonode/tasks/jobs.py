@@ -74,8 +74,9 @@ class Jobs:
         """All of them, the oldest first; `kept_max` of them at most."""
         self._queue: Queue[str] = Queue(waiting_max=settings.queued_max, ageing_ms=AGEING_MS)
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._ending: set[str] = set()
-        """Whose end is being written."""
+        self._writing: set[str] = set()
+        """Whose beginning or end is being written."""
+        self._latest_id_ms = 0
         self._active = 0
         self._wanted = trio.Event()
         self._news = trio.lowlevel.ParkingLot()
@@ -135,8 +136,9 @@ class Jobs:
         work = pack({"input": dict(request.inputs), "parameters": dict(request.parameters)})
         await self._make_room(len(work))
         now_ms = self._now_ms()
+        self._latest_id_ms = max(now_ms, self._latest_id_ms + 1)  # so that those of one millisecond keep their order
         job = Job(
-            id=job_id(now_ms, self._chance(10)),
+            id=job_id(self._latest_id_ms, self._chance(10)),
             owner=request.owner,
             model=request.model,
             model_root=request.model_root,
@@ -150,18 +152,25 @@ class Jobs:
             input_bytes=len(work),
         )
         self._jobs[job.id] = job  # counted from now on, so that many at once keep to the bounds together
+        await self._add(job, work)
+        queued = self._queue.put(job.id, PRIORITY_MOST - job.priority, now_ms)
+        assert queued, "_make_room counts all that are open"
+        self._wanted.set()
+        self._tell(job)
+        return job
+
+    async def _add(self, job: Job, work: bytes) -> None:
+        """Nobody cancels it meanwhile: what is written second must not come to the disk first."""
+        self._writing.add(job.id)
         with trio.CancelScope(shield=True):
             try:
                 await self._store.add(job, work)
             except OctonodeError:
                 del self._jobs[job.id]
                 raise
-        if not self._jobs[job.id].ended:
-            queued = self._queue.put(job.id, PRIORITY_MOST - job.priority, now_ms)
-            assert queued, "_make_room counts all that are open"
-            self._wanted.set()
-        self._tell(job)
-        return job
+            finally:
+                self._writing.discard(job.id)
+                self._news.unpark_all()
 
     def get(self, job: str) -> Job:
         """Raises NOT_FOUND, also for one that was forgotten or whose time is over."""
@@ -212,7 +221,7 @@ class Jobs:
         if found.ended:
             await self._forget([found])
             return found
-        while job in self._ending:
+        while job in self._writing:
             await self._news.park()
         found = self.get(job)
         if found.ended:
@@ -247,29 +256,29 @@ class Jobs:
 
     async def _attempt(self, job: str) -> float | None:
         """One try. None when the job has ended, else how long to wait before the next one."""
+        if self._queue.where(job) != "running":
+            return None  # canceled since it was taken
         before = self._jobs[job]
-        if before.ended:
-            return None
         begun = replace(
             before, state="working", attempt=before.attempt + 1, started_at_ms=before.started_at_ms or self._now_ms()
         )
         scope = self._scopes[job] = trio.CancelScope()
-        outcome: JobResult | OctonodeError | None = None
+        outcome: bytes | OctonodeError | None = None
         try:
             with scope:
                 self._jobs[job] = begun
                 await self._store.save(begun)
                 self._tell(begun)
-                outcome = await self._perform(begun, _work(await self._store.work(job)))
+                made = await self._perform(begun, _work(await self._store.work(job)))
+                outcome = pack({"result": dict(made.result), "facts": dict(made.facts)})
         except Exception as fault:
             outcome = _named(fault)
         finally:
             del self._scopes[job]
         if outcome is None or scope.cancel_called:  # it was canceled, be it a moment before its end
             return None
-        if isinstance(outcome, JobResult):
-            result = pack({"result": dict(outcome.result), "facts": dict(outcome.facts)})
-            await self._end(begun, "completed", result=result)
+        if isinstance(outcome, bytes):
+            await self._end(begun, "completed", result=outcome)
             return None
         return await self._failed(begun, outcome)
 
@@ -302,16 +311,12 @@ class Jobs:
             hook_at_ms=now_ms if job.webhook else 0,
             result_bytes=len(result or b""),
         )
-        self._ending.add(job.id)
+        self._writing.add(job.id)
         with trio.CancelScope(shield=True):
             try:
-                await self._store.save(ended, result)
-            except OctonodeError as error:
-                log.error("the end of job %s cannot be written: %s", job.id, error.message)
-                if result is not None:
-                    ended = replace(ended, state="failed", code=error.code, message=error.message, result_bytes=0)
+                ended = await self._save_end(ended, result)
             finally:
-                self._ending.discard(job.id)
+                self._writing.discard(job.id)
         self._jobs[job.id] = ended
         if self._queue.where(job.id) == "running":
             self._queue.finish(job.id)
@@ -319,9 +324,30 @@ class Jobs:
         self._tell(ended)
         return ended
 
+    async def _save_end(self, ended: Job, result: bytes | None) -> Job:
+        """What it ended as: a full disk may still have room for a state."""
+        try:
+            await self._store.save(ended, result)
+        except OctonodeError as error:
+            log.error("the end of job %s cannot be written: %s", ended.id, error.message)
+            if result is not None:
+                message = error.message[:MESSAGE_CHARACTERS_MAX]
+                failed = replace(ended, state="failed", code=error.code, message=message, result_bytes=0)
+                return await self._save_end(failed, None)
+        return ended
+
     # Bounds.
 
     async def _make_room(self, work_bytes: int) -> None:
+        """Nothing is awaited between the last look and the return."""
+        self._check_room(work_bytes)
+        kept_max = self._settings.kept_max
+        while len(self._jobs) >= kept_max and any(job.ended for job in self._jobs.values()):
+            ended = sorted((job for job in self._jobs.values() if job.ended), key=lambda job: job.ended_at_ms)
+            await self._forget(ended[: len(self._jobs) - kept_max + 1])
+            self._check_room(work_bytes)
+
+    def _check_room(self, work_bytes: int) -> None:
         self._check_running()
         settings = self._settings
         if self.open >= settings.queued_max:
@@ -330,9 +356,6 @@ class Jobs:
         if self.stored_bytes + work_bytes > settings.stored_bytes_max:
             message = f"jobs hold {self.stored_bytes} bytes here (jobs.stored_bytes_max); forget some that have ended"
             raise Refused(message, retry_after_seconds=60.0)
-        if len(self._jobs) >= settings.kept_max:
-            ended = sorted((job for job in self._jobs.values() if job.ended), key=lambda job: job.ended_at_ms)
-            await self._forget(ended[: len(self._jobs) - settings.kept_max + 1])
 
     async def _sweep(self) -> None:
         while True:

@@ -34,8 +34,8 @@ from octonode.tasks.writer import WRITE_SECONDS_MAX, SlowReader, Writer
 
 log = logging.getLogger(__name__)
 
-RUNS_ENDED_MAX = 64
-"""Ended tasks whose answers are kept for the same request again; the oldest goes first."""
+RUNS_ENDED_MAX, RUNS_ENDED_BYTES_MAX = 64, 64 * 1024 * 1024
+"""Ended tasks whose answers are kept for the same request again, and their bytes; the oldest goes first."""
 REATTACH_SECONDS = 1.0
 """How long a task whose last stream was lost goes on, in case its asker comes back for it."""
 STREAMS_PER_TASK_MAX = 4
@@ -104,7 +104,7 @@ class Provider:
         self._replay = ReplayWindow(limits)
         self._admission = Admission(settings)
         self._runs: OrderedDict[Key, Run] = OrderedDict()
-        self._ended: OrderedDict[Key, None] = OrderedDict()
+        self._ended: OrderedDict[Key, int] = OrderedDict()  # bytes of the answer
         self._idle = trio.lowlevel.ParkingLot()
         self._pace, self._watch = Pace(), Watch(WRITE_SECONDS_MAX)
         self._streams = 0
@@ -283,8 +283,8 @@ class Provider:
             await run.work(resident=self._resident, slots=self._slots, signer=self._signer, prices=self._prices)
         finally:
             self._admission.end(run.peer, known=known)
-            self._ended[key] = None
-            while len(self._ended) > RUNS_ENDED_MAX:
+            self._ended[key] = run.answer_bytes
+            while len(self._ended) > RUNS_ENDED_MAX or sum(self._ended.values()) > RUNS_ENDED_BYTES_MAX:
                 self._runs.pop(self._ended.popitem(last=False)[0], None)
             self._idle.unpark_all()
         self._keep(run)

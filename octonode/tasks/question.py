@@ -17,7 +17,7 @@ from octonode.tasks.generation import Generation, Order
 from octonode.tasks.inbox import Inbox
 from octonode.tasks.orders import check, engine_request, task_request
 from octonode.tasks.receipts import StoredReceipt, TaskRecord
-from octonode.tasks.routing import PRIVACY_BUILT
+from octonode.tasks.routing import PRIVACY_BUILT, prompt_tokens_least
 from octonode.tasks.standings import is_theirs, moves_on
 
 if TYPE_CHECKING:
@@ -200,6 +200,11 @@ class Question:
         refused = [{"peer": v.peer, "code": "", "message": v.reason} for v in verdicts if not v.accepted]
         detail = {"candidates": (told_us + refused)[:16]}
         if not self._failures:
+            least = prompt_tokens_least(self._ask)
+            longest = max((v.context_tokens for v in verdicts), default=0)
+            if 0 < longest <= least:
+                message = f"the prompt has at least {least} tokens and the model takes {longest}; shorten it"
+                return OctonodeError(message, code="CONTEXT_EXCEEDED", detail=detail)
             if refused:
                 message = f"nobody can take this question: {refused[0]['message']}"
                 return OctonodeError(message, code="MODEL_UNAVAILABLE", retry_after_seconds=5.0, detail=detail)

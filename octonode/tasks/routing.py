@@ -182,12 +182,15 @@ def _unskilled(ask: Ask, skills: Sequence[str]) -> str:
 
 
 def _over_context(ask: Ask, context_tokens: int) -> str:
-    if not context_tokens or ask.work is not None:
-        return ""
-    least = prompt_bytes(ask) // BYTES_PER_TOKEN_MOST
-    if least < context_tokens:
+    least = prompt_tokens_least(ask)
+    if not context_tokens or least < context_tokens:
         return ""
     return f"its context of {context_tokens} tokens is shorter than the prompt of at least {least}"
+
+
+def prompt_tokens_least(ask: Ask) -> int:
+    """Fewer than any tokenizer makes of the prompt; 0 for work that is no chat."""
+    return prompt_bytes(ask) // BYTES_PER_TOKEN_MOST if ask.work is None else 0
 
 
 def prompt_bytes(ask: Ask) -> int:

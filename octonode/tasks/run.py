@@ -148,7 +148,15 @@ class Run:
         else:
             self.life.on("complete" if terminal.state == "completed" else "cancel")
         self.terminal = terminal
+        if self.generation is not None:
+            self.generation.let_go()
         self._tell()
+
+    @property
+    def answer_bytes(self) -> int:
+        """Of what is kept for those who ask again."""
+        result = self.generation.result if self.generation is not None else b""
+        return len(result) + sum(map(len, self.pieces))
 
     async def _answer(self, resident: Resident, slots: EngineSlots, signer: Signer, prices: PriceList) -> TaskResponse:
         with trio.move_on_after(INPUT_SECONDS_MAX):

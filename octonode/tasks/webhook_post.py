@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterable
 from functools import cache
@@ -16,6 +17,9 @@ from octonode.tasks.webhook_rule import ADDRESSES_MAX, Target
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
 """Of what a receiver says; it is read so far that it sees no broken connection, and dropped."""
+ANSWER_SECONDS_MAX: Final = 2.0
+"""And for so long after the status, which is all that counts."""
+_LOST = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError)
 
 
 class _Pinned(httpcore.TrioBackend):
@@ -54,14 +58,19 @@ async def post(target: Target, address: str, headers: dict[str, str], body: byte
                 "POST", url, headers=[(k.encode(), v.encode()) for k, v in sent.items()], content=body
             ) as answer,
         ):
-            read_bytes = 0
-            async for piece in answer.aiter_stream():
-                read_bytes += len(piece)
-                if read_bytes > ANSWER_BYTES_MAX:
-                    break
+            with trio.move_on_after(ANSWER_SECONDS_MAX), contextlib.suppress(*_LOST):
+                await _read(answer)
             return int(answer.status)
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError) as error:
+    except _LOST as error:
         raise Unreachable(f"{target.host} ({address}): {error or type(error).__name__}") from None
+
+
+async def _read(answer: httpcore.Response) -> None:
+    read_bytes = 0
+    async for piece in answer.aiter_stream():
+        read_bytes += len(piece)
+        if read_bytes > ANSWER_BYTES_MAX:
+            break
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -1,18 +1,18 @@
 """Posting the end of a job to the URL that was named for it: signed, to a public address, a few times, never for long.
 
-Beside the queue and with a place of its own for each delivery: who does not answer delays nobody. How a receiver
-checks a post: protocols/http.md, section "Webhooks".
+Beside the queue and with few places for each host: who does not answer delays no job, and no other host. How a
+receiver checks a post: protocols/http.md, section "Webhooks".
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from hashlib import sha256
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import trio
 
@@ -29,8 +29,12 @@ PAUSES_SECONDS: Final = (5, 30, 120, 600)
 """Between the tries: there are five."""
 DELIVERIES_MAX: Final = 8
 """At the same time; others wait."""
+HOST_DELIVERIES_MAX: Final = 2
+"""Of them to one host: one that does not answer leaves places to others."""
 LOOK_SECONDS: Final = 60.0
 """Between two looks for what is due; a nearer time is waited for."""
+LINE_SECONDS: Final = 5.0
+"""The same while something due has no place."""
 DELIVERY_SECONDS_MAX: Final = 15.0
 """One try, from the look-up of the name to the status."""
 BODY_BYTES_MAX: Final = 1024 * 1024
@@ -84,34 +88,46 @@ class Webhooks:
         self._post = post
         self._render = render
         self._now_ms = now_ms
-        self._under_way: set[str] = set()
-        self._free = trio.CapacityLimiter(DELIVERIES_MAX)
+        self._under_way: dict[str, str] = {}
+        """Host of each job whose end is being posted; `DELIVERIES_MAX` at most."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. `Jobs.run` must be running."""
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
-                pending = [job for job in self._jobs.all() if job.hook_state == "pending"]
-                now_ms = self._now_ms()
-                for job in pending:
-                    if job.hook_at_ms <= now_ms and job.id not in self._under_way:
-                        self._under_way.add(job.id)
-                        nursery.start_soon(self._deliver, job)
-                due_ms = min((job.hook_at_ms for job in pending if job.id not in self._under_way), default=math.inf)
-                with trio.move_on_after(min(LOOK_SECONDS, max(0.05, (due_ms - now_ms) / 1000))):
+                wait_seconds = self._begin_what_is_due(nursery)
+                with trio.move_on_after(wait_seconds):
                     await self._jobs.wait_changed()
+
+    def _begin_what_is_due(self, nursery: trio.Nursery) -> float:
+        """The longest due first; the seconds until the next look."""
+        now_ms, wait_seconds = self._now_ms(), LOOK_SECONDS
+        pending = [job for job in self._jobs.all() if job.hook_state == "pending" and job.id not in self._under_way]
+        for job in sorted(pending, key=lambda job: job.hook_at_ms):
+            ahead_ms = job.hook_at_ms - now_ms
+            if 0 < ahead_ms <= PAUSES_SECONDS[-1] * 1000:  # what is further ahead was set before the clock stepped back
+                wait_seconds = min(wait_seconds, max(0.05, ahead_ms / 1000))
+            elif self._has_place(host := urlsplit(job.webhook).netloc):
+                self._under_way[job.id] = host
+                nursery.start_soon(self._deliver, job)
+            else:
+                wait_seconds = min(wait_seconds, LINE_SECONDS)
+        return wait_seconds
+
+    def _has_place(self, host: str) -> bool:
+        hosts = list(self._under_way.values())
+        return len(hosts) < DELIVERIES_MAX and hosts.count(host) < HOST_DELIVERIES_MAX
 
     async def _deliver(self, job: Job) -> None:
         try:
-            async with self._free:
-                why = await self._try(job)
+            why = await self._try(job)
             await self._tried(job, why)
         except OctonodeError as error:  # of the store: the try is made again when its time comes
             log.error("the webhook of job %s: %s", job.id, error.message)
             await trio.sleep(PAUSES_SECONDS[0])
         finally:
-            self._under_way.discard(job.id)
+            del self._under_way[job.id]
 
     async def _try(self, job: Job) -> str:
         """Empty when it was taken, else why not."""

@@ -141,6 +141,36 @@ async def test_a_fault_of_one_is_its_own_and_a_fault_of_all_is_everybodys(autoju
         nursery.cancel_scope.cancel()
 
 
+async def test_a_fault_that_one_brings_into_a_batch_is_not_the_others(autojump_clock):
+    """As a picture at which a library falls over in a way of its own."""
+
+    class Falls(Work):
+        async def run(self, requests: Sequence[str], progress) -> list[str | OctonodeError]:
+            made = await super().run(requests, progress)
+            if "poison" in requests:
+                raise ZeroDivisionError
+            return made
+
+    work, outcomes = Falls(), {}
+    async with trio.open_nursery() as nursery:
+        batcher = await started(nursery, work, batch_size_max=4)
+
+        async def one(text: str) -> None:
+            try:
+                with trio.move_on_after(2.5 * SECONDS if text == "leaves" else 100):
+                    outcomes[text] = await batcher.submit(text, unheard)
+            except ZeroDivisionError as error:
+                outcomes[text] = type(error)
+
+        async with trio.open_nursery() as callers:
+            for text in ("first", "good", "poison", "leaves", "fine"):
+                callers.start_soon(one, text)
+                await wait_all_tasks_blocked()
+        assert outcomes == {"first": "FIRST", "good": "GOOD", "poison": ZeroDivisionError, "fine": "FINE"}
+        assert work.batches == [["first"], ["good", "poison", "leaves", "fine"], ["good"], ["poison"], ["fine"]]
+        nursery.cancel_scope.cancel()
+
+
 async def test_progress_reaches_all_of_a_batch(autojump_clock):
     work, seen = Work(), []
     async with trio.open_nursery() as nursery:
@@ -161,6 +191,26 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(autojump_clock):
             with pytest.raises(OctonodeError) as caught:
                 await batcher.submit("d", unheard)
             assert (caught.value.code, caught.value.retry_after_seconds) == ("OVERLOADED", 1.0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_left_while_waiting_holds_no_place_and_no_memory(autojump_clock):
+    work = Work()
+    async with trio.open_nursery() as nursery:
+        batcher = await started(nursery, work, batch_size_max=1, queue_max=2)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(batcher.submit, "first", unheard)
+            await wait_all_tasks_blocked()
+            for _ in range(3):
+                with trio.move_on_after(SECONDS / 8):
+                    await batcher.submit("leaves", unheard)
+                assert not batcher._lines
+            for text in ("second", "third"):
+                callers.start_soon(batcher.submit, text, unheard)
+                await wait_all_tasks_blocked()
+            with pytest.raises(OctonodeError, match="2 requests wait"):
+                await batcher.submit("fourth", unheard)
+        assert work.batches == [["first"], ["second"], ["third"]]
         nursery.cancel_scope.cancel()
 
 

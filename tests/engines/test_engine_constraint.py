@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from types import SimpleNamespace
 
 import jsonschema_rs
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from octonode.engines import lora
 from octonode.engines.adapters.chunking import CHUNK_TOKENS_MAX, CHUNK_TOKENS_MIN, chunk_tokens, worth_another_load
-from octonode.engines.adapters.llama_cpp_python_plan import Row, plan_step
+from octonode.engines.adapters.llama_cpp_python_model import LlamaModel
+from octonode.engines.adapters.llama_cpp_python_plan import Part, Row, Step, plan_step
 from octonode.engines.constraint.gbnf import _between, grammar_for
 from octonode.engines.constraint.minimal import minimal_json
 from octonode.engines.constraint.patterns import read_pattern
@@ -203,3 +205,16 @@ def test_adapters_of_a_model_are_found_by_its_name_or_root():
 def test_a_bad_entry_of_lora_is_told(entry):
     with pytest.raises(ConfigError, match=r"engines\.lora"):
         lora.option_for((entry,), "m")
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_step_that_was_stopped_leaves_a_row_with_what_its_slot_still_holds(forgets):
+    """Recurrent models can give back no part of a sequence, so all of it goes."""
+    library = SimpleNamespace(llama_decode=lambda *_: 2, llama_memory_seq_rm=lambda _, slot, first, last: not forgets)
+    model = object.__new__(LlamaModel)
+    model._library, model._memory, model.context = library, None, None
+    columns = ("token", "pos", "n_seq_id", "logits")
+    model._batch = SimpleNamespace(**{name: [0] * 8 for name in columns}, seq_id=[[0] for _ in range(8)])
+    row = Row(0, [1, 2, 3, 4, 5], 5, done=2)
+    assert model.run(Step((Part(row, 2, 5),))) is None
+    assert row.done == (0 if forgets else 2)

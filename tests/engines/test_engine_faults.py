@@ -133,7 +133,7 @@ async def test_an_engine_that_hangs_while_its_worker_beats_is_killed(scripted, s
 async def test_slow_prefill_is_progress(scripted, supervise, ask, generate):
     """Twice as long as the watchdog's patience in all, but never without a step for that long."""
     policy = replace(QUICK, no_progress_timeout_seconds=1.5)
-    load = scripted(prefill_tokens_per_second=20, prefill_chunk_tokens=10)
+    load = scripted(prefill_tokens_per_second=20, prefill_chunk_tokens=2)
     async with supervise(load, policy=policy) as supervisor:
         engine = await supervisor.wait_ready(ROOT)
         answer = await generate(engine, ask("word " * 60, max_tokens=2))

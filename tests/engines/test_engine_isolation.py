@@ -120,7 +120,7 @@ async def test_the_watchdog_ends_a_maker_that_hangs_and_leaves_one_that_steps(su
         with pytest.raises(EngineCrashed) as caught:
             await made_by(engine)
         assert "no progress" in caught.value.message
-    slow = replace(load, options={"seconds_per_request": 3.0, "steps": 6})
+    slow = replace(load, options={"seconds_per_request": 3.0, "steps": 30})
     async with supervise(slow, policy=policy) as supervisor:
         events = await made_by(await supervisor.wait_ready(load.model_root))
         assert sum(isinstance(each, Step) for each in events) >= 1, "twice the watchdog's patience in all"

@@ -203,6 +203,19 @@ def test_logits_that_are_no_numbers_end_an_answer_and_empty_its_slot():
     assert text._slots[0] == Held(), "what lies in it now nobody knows"
 
 
+def test_a_slot_that_cannot_go_back_is_begun_anew_and_not_lost():
+    def rewind_to(tokens: int) -> None:
+        raise RuntimeError("this cache cannot be cut")
+
+    text = object.__new__(OnnxText)
+    old, new = SimpleNamespace(rewind_to=rewind_to), SimpleNamespace(rewind_to=rewind_to)
+    text._slots, text._new_generator = [Held(old, [1, 2, 3])], lambda: new
+    for reuse in (True, False):
+        assert text.start(Slot(0, reuse), [1, 2, 4]) == 0
+        assert text._slots[0] == Held(new, [])
+        text._slots[0].tokens.extend([1, 2, 3])
+
+
 def test_log_chances_add_up_to_one():
     chances = log_chances(np.array([1000.0, 999.0, -1000.0], np.float32))
     assert np.exp(chances).sum() == pytest.approx(1)

@@ -19,6 +19,7 @@ from octonode.engines.process import exit_text, worker_environment
 from octonode.engines.select import default_threads, engine_for, load_request
 from octonode.engines.slots import Slots
 from octonode.errors import ConfigError, OctonodeError
+from octonode.hardware import cores
 
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=30), st.data())
@@ -131,8 +132,8 @@ def test_the_second_backend_is_picked_where_only_it_is_installed(monkeypatch):
 
 
 def test_a_load_request_follows_the_settings_and_the_model(monkeypatch):
-    monkeypatch.setattr(select.psutil, "cpu_count", lambda logical=True: 8)
-    monkeypatch.setattr(select.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(cores.psutil, "cpu_count", lambda logical=True: 8)
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: set(range(16)))
     assert default_threads() == 7
     settings = EnginesConfig(context_tokens=4096, parallel=3, prefill_chunk_tokens=32)
     made = load_request(
@@ -140,7 +141,7 @@ def test_a_load_request_follows_the_settings_and_the_model(monkeypatch):
     )
     assert (made.engine, made.context_tokens, made.parallel, made.threads) == ("llama", 2048, 3, 7)
     assert made.options["prefill_chunk_tokens"] == 32
-    monkeypatch.setattr(select.os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda pid: {0})
     assert default_threads() == 1
     settings = EnginesConfig(scripted_tokens_per_second=5.0, scripted_answer_tokens=200)
     made = load_request(settings, model_root="r", model_path=None, model_format="scripted")

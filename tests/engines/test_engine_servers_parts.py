@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -251,3 +252,18 @@ async def test_nobody_there_is_a_lost_server(tmp_path):
     with pytest.raises(ServerLost):
         await server.get("/v1/models")
     assert await server.health() == "silent"
+
+
+async def test_a_schema_too_deep_to_be_written_is_refused_at_whatever_depth(tmp_path):
+    """Some are read whole and cannot be written again, with what goes around them."""
+    server = OpenAiServer(Address(socket_path=str(tmp_path / "none")))
+    codes = set()
+    for depth in range(800, 1010):
+        request = GenerateRequest(USER, 7, schema='{"not": ' * depth + "{}" + "}" * depth)
+        try:
+            body = body_of(request, "m", 512, VLLM)
+            async with aclosing(server.stream("/v1/chat/completions", body)) as reads:
+                [_ async for _ in reads]
+        except OctonodeError as error:
+            codes.add(error.code)
+    assert codes == {"BAD_REQUEST", "ENGINE_FAILED"}  # the latter: it was written, and nobody is there

@@ -110,13 +110,12 @@ async def test_leaving_early_frees_the_worker(any_maker: MakerCase, model_folder
         async def behind() -> None:
             waited.append(await made(engine, good))
 
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery, engine.make(long) as events:
+            nursery.start_soon(behind)
             with trio.move_on_after(0.3):
-                async with engine.make(long) as events:
-                    nursery.start_soon(behind)
-                    async for event in events:
-                        assert isinstance(event, Step), "progress comes before the result"
-                        break
+                async for event in events:
+                    assert isinstance(event, Step), "progress comes before the result"
+                    break
         assert waited[0].result is not None
         await settle(lambda: engine.running == 0)
         assert (await made(engine, good)).result is not None

@@ -318,6 +318,16 @@ async def test_a_long_prompt_travels_as_an_artifact(tmp_path: Path, autojump_clo
         assert engine.requests[0].messages[0]["content"] == content
 
 
+async def test_a_prompt_too_long_for_all_is_not_worth_asking_again(tmp_path: Path, autojump_clock: Clock) -> None:
+    """Whoever is told to come back would come back for ever: a client, and a job for a day."""
+    async with nodes(tmp_path, 2) as (asker, provider):
+        await provider.serve()
+        asker.book.at_hand = [provider.announcement(context_tokens=2048)]
+        with pytest.raises(OctonodeError, match="2048; shorten it") as caught:
+            await events_of(asker, ask(messages=({"role": "user", "content": "word " * 20_000},)))
+        assert (caught.value.code, caught.value.retry_after_seconds) == ("CONTEXT_EXCEEDED", None)
+
+
 async def test_questions_wait_for_the_local_model_that_still_loads(tmp_path: Path, autojump_clock: Clock) -> None:
     async with nodes(tmp_path, 1) as (asker,):
         asker.source.fetch_seconds, asker.engines.load_seconds = 10.0, 20.0

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -79,7 +80,14 @@ class Outside:
 
 
 @asynccontextmanager
-async def running(outside: Outside, store: MemoryJobStore, result: str = "done") -> AsyncIterator[Jobs]:
+async def running(
+    outside: Outside,
+    store: MemoryJobStore,
+    result: str = "done",
+    *,
+    parallel: int = 1,
+    clock: Callable[[], int] = now_ms,
+) -> AsyncIterator[Jobs]:
     async def perform(job: Job, work: JobWork) -> JobResult:
         await trio.sleep(1)
         facts = {"provider": "12D3KooW", "local": True, "task": bytes(16), "verified": True, "receipt": b""}
@@ -87,10 +95,10 @@ async def running(outside: Outside, store: MemoryJobStore, result: str = "done")
 
     rule = WebhookRule()
     jobs = Jobs(
-        store=store, perform=perform, settings=JobsConfig(parallel=1), rule=rule, now_ms=now_ms, chance=os.urandom
+        store=store, perform=perform, settings=JobsConfig(parallel=parallel), rule=rule, now_ms=clock, chance=os.urandom
     )
     hooks = Webhooks(
-        jobs, signer=KEY, rule=rule, resolve=outside.resolve, post=outside.post, render=webhook_body, now_ms=now_ms
+        jobs, signer=KEY, rule=rule, resolve=outside.resolve, post=outside.post, render=webhook_body, now_ms=clock
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(jobs.run)
@@ -179,6 +187,39 @@ async def test_who_does_not_answer_delays_no_job_and_no_other_webhook(patient_cl
         assert trio.current_time() - begun < DELIVERY_SECONDS_MAX + 3
 
 
+async def test_a_host_that_does_not_answer_keeps_none_of_many_jobs_from_other_hosts(patient_clock: Clock) -> None:
+    class Silent(Outside):
+        async def post(self, target: Target, address: str, headers: dict[str, str], body: bytes) -> int:
+            if target.host == "silent.example.org":
+                await trio.sleep_forever()
+            return await super().post(target, address, headers, body)
+
+    outside = Silent()
+    async with running(outside, MemoryJobStore(), parallel=50) as jobs:
+        silent = replace(REQUEST, webhook="https://silent.example.org/")
+        for job in [await jobs.submit(silent) for _ in range(9)]:
+            await jobs.wait(job.id, 100)
+        other = await jobs.submit(HOOKED)
+        await jobs.wait(other.id, 100)
+        ended = trio.current_time()
+        await hooked(jobs, other.id)
+        assert trio.current_time() - ended < DELIVERY_SECONDS_MAX / 2
+        while any(job.hook_tries < 1 for job in jobs.all()):  # and all of the silent one have their turn
+            await jobs.wait_changed()
+
+
+async def test_a_clock_that_steps_back_delays_no_post(patient_clock: Clock) -> None:
+    outside, back_ms = Outside(statuses=[500]), [0]
+    async with running(outside, MemoryJobStore(), clock=lambda: now_ms() - back_ms[0]) as jobs:
+        job = await jobs.submit(HOOKED)
+        while jobs.get(job.id).hook_tries < 1:
+            await trio.sleep(0.5)
+        back_ms[0] = 3_600_000
+        began = trio.current_time()
+        await hooked(jobs, job.id)
+        assert trio.current_time() - began <= 61
+
+
 async def test_canceled_and_failed_jobs_are_told_of_and_a_large_result_is_left_out(patient_clock: Clock) -> None:
     outside = Outside()
     async with running(outside, MemoryJobStore(), "x" * (BODY_BYTES_MAX + 1)) as jobs:
@@ -238,6 +279,25 @@ async def test_a_post_goes_to_the_pinned_address_under_the_name_and_follows_noth
     with pytest.raises(OctonodeError) as caught:
         await post(target, "127.0.0.1", {}, b"{}")
     assert caught.value.code == "UNREACHABLE"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_who_took_a_post_has_taken_it_however_its_answer_ends(goes_on: bool) -> None:
+    """Else the same post would be made four times more: by a body that never ends, or that breaks off."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        if goes_on:
+            await trio.sleep_forever()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        target = WebhookRule(("127.0.0.1",)).target(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/")
+        with trio.fail_after(DELIVERY_SECONDS_MAX):
+            assert await post(target, "127.0.0.1", {}, b"{}") == 200
+        nursery.cancel_scope.cancel()
 
 
 async def test_addresses_are_looked_up_by_the_system() -> None:

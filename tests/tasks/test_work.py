@@ -11,13 +11,17 @@ from trio.testing import MockClock as Clock
 
 from octonode.config import TasksConfig
 from octonode.errors import OctonodeError, RemoteProtocolError
+from octonode.ids import PeerId, TaskId
 from octonode.protocol.receipt import verify_receipt
 from octonode.protocol.work.image import ImageRequest, Images
 from octonode.protocol.work.text import Embeddings, EmbedRequest
 from octonode.protocol.work.vision import ClassifyRequest
 from octonode.tasks.asking import AskEvent, Made, Progress
 from octonode.tasks.dispatcher import Ask
+from octonode.tasks.generation import Generation, Order
+from octonode.tasks.resident import ModelStatus
 from octonode.tasks.results import INLINE_BYTES_MAX, pack_result, piece_of, unpack_result
+from octonode.tasks.slots import EngineSlots
 from tests.tasks.nodes import ROOT, answer_of, ask, events_of, nodes, providers_of
 
 PICTURE = ImageRequest("a lighthouse", seed=7)
@@ -140,7 +144,7 @@ async def test_leaving_early_cancels_it_at_the_provider(tmp_path: Path, autojump
             async for event in events:
                 if isinstance(event, Progress) and event.stage == "step" and event.done:
                     break
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while engine.running:
                 await engine.changed.park()
         assert engine.canceled == 1
@@ -169,3 +173,53 @@ def test_bytes_that_are_no_result_are_refused() -> None:
             unpack_result("embed", broken)
     with pytest.raises(RemoteProtocolError):
         unpack_result("image", data)
+
+
+async def test_answers_that_are_kept_for_the_same_request_again_are_bounded_in_bytes(
+    tmp_path: Path, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was asked, which may be a large picture, is not kept with them."""
+    monkeypatch.setattr("octonode.tasks.provider.RUNS_ENDED_BYTES_MAX", 10_000)
+    async with nodes(tmp_path, 2) as (asker, provider):
+        engine = await provider.serve()
+        engine.script.result_bytes = 4000
+        asker.book.at_hand = [provider.announcement(skills=("image",))]
+        for _ in range(5):
+            assert answer_of(await events_of(asker, work(PICTURE))).verified
+        kept = [run.generation for run in provider.provider._runs.values()]
+        assert len(kept) == 2
+        assert all(each is not None and each.order.request != PICTURE and each.made is None for each in kept)
+
+
+async def test_a_model_that_stands_by_when_nobody_loads_it_any_more_is_waited_for_and_not_spun_over() -> None:
+    """As at the stop of a node: the loop must turn, or the node would never end."""
+
+    class Stopped:
+        changes, asked = 0, 0
+
+        def engine(self, root: str) -> None:
+            return None
+
+        def model(self, root: str) -> ModelStatus:
+            return ModelStatus(root, "standby")
+
+        def ask(self, root: str) -> None:
+            self.asked += 1
+            assert self.asked < 100, "it spins"
+
+        def used(self, root: str) -> None: ...
+
+        async def wait_changed(self, seen: int) -> int:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    class Nowhere:
+        def progress(self, stage: str, done: int, total: int) -> None: ...
+
+        async def emit(self, pieces: tuple[str, ...]) -> None: ...
+
+    order = Order(TaskId(bytes(16)), PeerId(""), ROOT, PICTURE, b"", bytes(32), "public", 0)
+    made = Generation(order, resident=Stopped(), slots=EngineSlots(1), now_ms=lambda: 0)  # type: ignore[arg-type]
+    with trio.move_on_after(0.05) as left:
+        await made.work(Nowhere())
+    assert left.cancelled_caught

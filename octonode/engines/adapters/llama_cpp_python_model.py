@@ -173,7 +173,8 @@ class LlamaModel:
         status = self._library.llama_decode(self.context, batch)
         if status == _ABORTED:
             for part in step.parts:  # a part of the step may be in there
-                self.keep(part.row.slot, part.start)
+                if not self.keep(part.row.slot, part.start):
+                    part.row.done = 0
             return None
         if status != _DONE:
             raise OctonodeError(f"llama.cpp could not compute a step (status {status})", code="ENGINE_FAILED")

@@ -104,11 +104,14 @@ class OnnxText:
         """Makes the slot ready for this prompt; how many of its tokens are computed already, never all of them."""
         held = self._slots[slot.index]
         same = common_prefix(held.tokens, tokens) if slot.reuse else 0
+        if held.generator is not None and same < len(held.tokens):
+            try:
+                held.generator.rewind_to(same)
+            except Exception:  # not every cache can be cut
+                held = self._slots[slot.index] = Held()
         if held.generator is None:
             same = 0
-            held = self._slots[slot.index] = Held(self._new_generator())
-        elif same < len(held.tokens):
-            held.generator.rewind_to(same)
+            held.generator = self._new_generator()
         held.tokens = held.tokens[:same]
         return same
 

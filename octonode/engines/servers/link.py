@@ -100,14 +100,20 @@ class ServerLink(EngineLife):
 
     async def run(self) -> OctonodeError:
         """Serves until the server is gone and every open request was told why; the reason of the end."""
-        directory = Path(tempfile.mkdtemp(prefix="octonode-server-"))  # short: a socket's path has 107 bytes at most
+        directory: Path | None = None
         try:
             with self._preparing:
+                await trio.lowlevel.checkpoint()  # it may have been told to stop already
+                directory = Path(tempfile.mkdtemp(prefix="octonode-server-"))  # a socket's path has 107 bytes at most
                 launch = await self._kind.launch(self.request, directory)
                 self._start(launch, directory)
             if self._preparing.cancelled_caught:
                 return self._explain(None)
             return await self._live(launch)
+        except OSError as error:
+            text = f"a server cannot be started: {error}; check the disk"
+            self.load_error = OctonodeError(text, code="ENGINE_FAILED")
+            return self._explain(None)
         except OctonodeError as error:
             self.load_error = error
             return self._explain(None)
@@ -115,7 +121,8 @@ class ServerLink(EngineLife):
             if self._process is not None:
                 await self._process.finish()
                 end_all(self._family)  # its keeper did it, unless that was killed itself
-            shutil.rmtree(directory, ignore_errors=True)
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
             self._fail_calls(OctonodeError("the node is stopping its engines", code="LEAVING", retry_after_seconds=5.0))
 
     def _start(self, launch: Launch, directory: Path) -> None:
@@ -123,16 +130,13 @@ class ServerLink(EngineLife):
         if not launch.command:
             return
         descriptor = -1 if self._lease is None else self._lease.descriptor
-        try:
-            self._process = ServerProcess(
-                launch.command,
-                launch.environment,
-                directory=directory,
-                name=self.root,
-                inherited=[descriptor] if descriptor >= 0 else (),
-            )
-        except OSError as error:
-            raise OctonodeError(f"a server cannot be started: {error}; check the disk", code="ENGINE_FAILED") from None
+        self._process = ServerProcess(
+            launch.command,
+            launch.environment,
+            directory=directory,
+            name=self.root,
+            inherited=[descriptor] if descriptor >= 0 else (),
+        )
         if self._lease is not None:
             self._lease.hand_to(self._process.pid)
 
@@ -233,7 +237,7 @@ class ServerLink(EngineLife):
         self._nursery.start_soon(self._serve, call, scope)
 
     def close_call(self, call: Call) -> None:
-        if self._calls.pop(call.id, None) is not None:
+        if self._calls.pop(call.id, None) is not None and call.id in self._scopes:  # else the server is being ended
             self._leaving.add(call.id)
             self._scopes[call.id].cancel()
 
@@ -257,6 +261,10 @@ class ServerLink(EngineLife):
             await self._judge(call, error)
         except OctonodeError as error:
             self._finish_call(call.id, error)
+        except Exception as bug:  # ours, and one request's: without its words, which may quote the prompt
+            log.error("an answer of the server of %s failed by a bug: %s", self.root, type(bug).__name__)
+            text = f"the engine's answer cannot be read: {type(bug).__name__}"
+            self._finish_call(call.id, OctonodeError(text, code="ENGINE_FAILED"))
         else:
             self._heard()
             self._finish_call(call.id, end)

@@ -103,6 +103,8 @@ class OpenAiServer:
             data = json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise OctonodeError("the request holds half of a pair of surrogates", code="BAD_REQUEST") from None
+        except RecursionError:  # a schema that could just be read
+            raise OctonodeError("the request nests too deep", code="BAD_REQUEST") from None
         reader = EventReader()
         ended = False
         async with aclosing(self._exchange("POST", path, data)) as parts:
