@@ -96,8 +96,8 @@ class Faces:
                 await answer.send({"type": "http.response.body"})
                 return
         client = scope["client"][0] if scope["client"] else ""
+        answer.headers += self._rules.cors(scope["method"], headers)
         access = self._rules.decide(scope["method"], scope["path"], headers, client)
-        answer.headers += access.headers
         scope["octonode.access"] = access
         scope["octonode.request_id"] = answer.request_id
         scope["app"] = self  # makes Starlette's router raise HTTPException for 404 and 405

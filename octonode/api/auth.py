@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ RULES: tuple[tuple[str, str, Need], ...] = (
     ("GET", "/metrics", "inference"),
     ("GET", "/api/v1/node", "inference"),
     ("GET", "/api/v1/models", "inference"),
+    ("GET", "/api/v1/receipts/*", "inference"),  # whoever was answered; a task's id is in its answer alone
     ("POST", "/api/v1/explain", "inference"),
     ("*", "/api/v1/inference", "inference"),
     ("*", "/api/v1/inference/*", "inference"),
@@ -49,6 +51,14 @@ SCOPES: dict[Need, frozenset[Scope]] = {
 }
 """Which scopes of a key satisfy a need."""
 
+CORS_HEADERS = ("authorization", "content-type", "content-range", "x-octonode-privacy")
+"""What a page of an allowed origin may send, beside what its preflight asks for."""
+EXPOSED_HEADERS = (
+    b"x-request-id, retry-after, location, upload-offset, upload-length, x-octonode-provider, x-octonode-model-root, "
+    b"x-octonode-task, x-octonode-verified, x-octonode-receipt, x-octonode-sample-rate-hz"
+)
+"""What it may read of an answer's headers."""
+_HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}\Z", re.ASCII)
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _CROSS_SITE = frozenset({"cross-site", "same-site"})
 
@@ -60,8 +70,6 @@ class Access:
     admin: bool
     key: str = ""
     """A name of the key that was shown, from which the key cannot be told; empty: none was."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    """CORS headers for its answer."""
 
 
 def load_or_create_token(home: Path) -> str:
@@ -94,24 +102,32 @@ class Rules:
     def decide(self, method: str, path: str, headers: Mapping[str, str], client: str) -> Access:
         """Raises UNAUTHORIZED or FORBIDDEN. `headers` have lower-case names; `client` is the IP address."""
         name = self._check_host(headers.get("host", ""))
-        cors = self._check_origin(method, headers)
+        self._check_origin(method, headers)
         need = need_of(method, path)
         scope, key = self._scope(headers)
         ours = self._loopback and _is_loopback_name(client) and _is_loopback_name(name)
         free = need == "open" or (need in FREE_ON_LOOPBACK and ours and not any(each in headers for each in _FORWARDED))
         if not free and scope not in SCOPES[need]:
             raise self._refusal(need, scope, ours=ours)
-        return Access(admin=scope == "admin", key=key, headers=cors)
+        return Access(admin=scope == "admin", key=key)
+
+    def cors(self, method: str, headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers with which a page of an allowed origin may read the answer, whatever it is: without them its
+        browser hides a 401 as well. Raises FORBIDDEN."""
+        self._check_host(headers.get("host", ""))
+        return self._check_origin(method, headers)
 
     def preflight(self, headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...] | None:
         """The headers that answer a CORS preflight; None when the request is not one. Raises FORBIDDEN."""
         if "origin" not in headers or "access-control-request-method" not in headers:
             return None
-        self._check_host(headers.get("host", ""))
+        # An origin that is allowed may send what it likes: OpenAI's own client sends eight headers about itself.
+        asked = headers.get("access-control-request-headers", "").lower().split(",")
+        allowed = dict.fromkeys([*CORS_HEADERS, *(each.strip() for each in asked if _HEADER_NAME.match(each.strip()))])
         return (
-            *self._check_origin("OPTIONS", headers),
-            (b"access-control-allow-methods", b"GET, POST, DELETE"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-octonode-privacy"),
+            *self.cors("OPTIONS", headers),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
+            (b"access-control-allow-headers", ", ".join(allowed).encode("ascii")),
             (b"access-control-max-age", b"600"),
         )
 
@@ -133,7 +149,7 @@ class Rules:
         if origin in self._origins or "*" in self._origins:
             return (
                 (b"access-control-allow-origin", headers["origin"].encode("latin-1")),
-                (b"access-control-expose-headers", b"x-request-id, retry-after"),
+                (b"access-control-expose-headers", EXPOSED_HEADERS),
                 (b"vary", b"origin"),
             )
         if origin in (f"http://{headers.get('host', '').lower()}", f"https://{headers.get('host', '').lower()}"):

@@ -25,6 +25,8 @@ FIELD_BYTES_MAX: Final = 64 * 1024
 HEADER_BYTES_MAX: Final = 4096
 HEADERS_MAX: Final = 8
 """Of one part."""
+OUR_TEXTS: Final = frozenset({"peer", "mode", "negative_prompt"})
+"""Fields of the `octonode` object that are texts, also where they read as a number."""
 FORMS_AT_ONCE_MAX: Final = 16
 """Being received or answered: each may hold as much as an upload may have."""
 
@@ -143,7 +145,7 @@ class _Parts:
         if is_file and self._name.removesuffix("[]") not in self.taken:
             known = ", ".join(sorted(self.taken))
             raise bad_request(f"{self._name} is no file that is taken here; {known} is", self._name)
-        if not is_file and self._name in self.taken:
+        if not is_file and self._name.removesuffix("[]") in self.taken:
             raise bad_request(f"{self._name} must be a file: give its part a filename", self._name)
 
     def _take(self, data: bytes, start: int, end: int) -> None:
@@ -177,7 +179,8 @@ def _fields(given: list[tuple[str, str]], numbers: frozenset[str]) -> dict[str, 
         if name.endswith("[]"):
             fields.setdefault(name.removesuffix("[]"), []).append(value)
         elif name.startswith("octonode[") and name.endswith("]"):
-            ours[name[len("octonode[") : -1]] = _json(value)
+            field_name = name[len("octonode[") : -1]
+            ours[field_name] = value if field_name in OUR_TEXTS else _json(value)
         elif name in fields:
             raise bad_request(f"the form has {name} twice", name)
         elif name == "octonode":

@@ -119,7 +119,7 @@ class _Verbs:
 
     async def tasks(self, request: Request) -> Response:
         text = request.query_params.get("limit", "100")
-        if not text.isdecimal() or not 1 <= int(text[:9]) <= TASKS_MAX:
+        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= TASKS_MAX:
             raise bad_request(f"limit must be a whole number from 1 to {TASKS_MAX}", "limit")
         records = await self._ports.records.tasks(limit=int(text))
         return JSONResponse({"tasks": [to_json(task_facts(each)) for each in records]})
@@ -172,6 +172,9 @@ class _Events:
         as_sse = b"text/event-stream" in dict(scope["headers"]).get(b"accept", b"")
         render, ping = (sse_event, PING) if as_sse else (line, PING_LINE)
         stream = EventStream(send, SSE if as_sse else NDJSON, ping)
+        if scope["method"] == "HEAD":  # an answer without a body is over at once
+            await stream.end()
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
             async with self._ports.node.events() as events:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -16,6 +17,11 @@ from octonode.api.schema import AnswerFacts, to_json
 from octonode.api.schema.images import PictureRequest, images_json, parse_images
 from octonode.api.work import answer_work
 from octonode.protocol.work.image import Images
+
+FILES_REFUSED: Final = frozenset({"mask", "markup"})
+FILES: Final = FILES_REFUSED | {"image"}
+NUMBERS: Final = frozenset({"n", "stream", "partial_images", "output_compression", "frame_count", "frame_duration_ms"})
+"""Fields of the form that are numbers or flags."""
 
 _Act = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -51,11 +57,9 @@ class _Pictures:
 
     async def edit(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._room.enter():
-            form = await read_form(
-                scope, receive, self._uploads, files=frozenset({"image", "mask"}), numbers=frozenset({"n"})
-            )
-            if "mask" in form.files:
-                form.fields["mask"] = "a file"  # refused by name, as everything that is not served
+            form = await read_form(scope, receive, self._uploads, files=FILES, numbers=NUMBERS)
+            for name in FILES_REFUSED & form.files.keys():
+                form.fields[name] = "a file"  # refused by name, as everything that is not served
             request = parse_images(form.fields, privacy_header(scope), image=form.file("image"))
             await self._answer(request, scope, receive, send)
 

@@ -36,7 +36,11 @@ def question_of(prompt: str, otherwise: str = "") -> str:
     """What was given, or all of standard input. Raises BAD_REQUEST for nothing; `otherwise` says what else there is."""
     if not prompt and sys.stdin.isatty():
         print("type the question, then Ctrl-D:", file=sys.stderr)
-    question = prompt or sys.stdin.read()
+    try:
+        question = prompt or sys.stdin.read()
+    except UnicodeDecodeError:
+        message = "standard input is not UTF-8; convert it first, such as with: iconv -f latin1 -t utf-8"
+        raise OctonodeError(message, code="BAD_REQUEST") from None
     if not question.strip():
         raise OctonodeError(
             f"there is no question; give it as the last argument or on standard input{otherwise}", code="BAD_REQUEST"

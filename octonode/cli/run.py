@@ -21,6 +21,9 @@ CHAT: Final = "chat"
 FILE_BYTES_MAX: Final = 15 << 20
 """Of what goes with a request, as protocol.work bounds it."""
 
+COUNT_MAX: Final = 8
+"""Of pictures, as protocol.work bounds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Takes:
@@ -150,7 +153,7 @@ def _check(wish: _Wish, shown: Shown) -> None:
         if wish.file.stat().st_size > FILE_BYTES_MAX:
             message = f"{wish.file} has over {FILE_BYTES_MAX >> 20} MiB; cut it, or make it smaller"
             raise OctonodeError(message, code="TOO_LARGE")
-    shown.check()
+    shown.check(min(max(1, wish.options.get("count", 1)), COUNT_MAX))
     if wish.task:
         _check_options(wish, wish.task)
 
@@ -161,6 +164,7 @@ def _do(client: Client, reference: str, wish: _Wish, shown: Shown) -> None:
     if skill == CHAT:
         _chat(client, reference, wish, shown)
         return
+    shown.check_skill(skill)
     fields = _fields(skill, wish)
     with steps(f"{skill} with {reference.rpartition('/')[2]}", quiet=shown.as_json) as on_progress:
         made = getattr(client, skill)(reference, **fields, on_progress=on_progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,14 +35,27 @@ class Shown:
     force: bool
     as_json: bool
 
-    def check(self) -> None:
-        """Raises before any work is done for a file that could not be written at its end."""
+    def check(self, count: int = 1) -> None:
+        """Raises before any work is done for files, `count` of them, that could not be written at its end."""
         if self.out is None:
             return
-        if self.out.exists() and not self.force:
-            raise OctonodeError(f"{self.out} exists; choose another name, or --force", code="BAD_REQUEST")
-        if not self.out.absolute().parent.is_dir():
-            raise OctonodeError(f"{self.out.absolute().parent} is no folder; make it first", code="BAD_REQUEST")
+        folder = self.out.absolute().parent
+        if not folder.is_dir():
+            raise OctonodeError(f"{folder} is no folder; make it first", code="BAD_REQUEST")
+        if self.out.is_dir():
+            raise OctonodeError(f"{self.out} is a folder; name a file in it", code="BAD_REQUEST")
+        for path in _numbered(self.out, count):
+            if path.exists() and not self.force:
+                raise OctonodeError(f"{path} exists; choose another name, or --force", code="BAD_REQUEST")
+            _check_writable(path if path.exists() else folder)
+
+    def check_skill(self, skill: str) -> None:
+        """Raises before any work is done for a result that goes to no file, or to one that cannot be made."""
+        if self.out is not None and skill in _WORDS:
+            message = f"--out means nothing to {skill}: its result is printed; send that to a file with >"
+            raise OctonodeError(message, code="BAD_REQUEST")
+        if self.out is None and skill in _FILES:
+            _check_writable(Path.cwd())
 
 
 def show(skill: str, made: Made[Any], where: Shown, *, name: str) -> None:
@@ -148,17 +162,21 @@ _RENDER: Final[dict[str, Callable[[Any, Shown, str], tuple[list[Path], str]]]] =
 }
 
 
+_FILES: Final = frozenset({"image", "speak", "sound"})
+"""Skills whose result is a file, whether it was named or not."""
+_WORDS: Final = frozenset({"classify", "detect", "voice_activity"})
+"""Skills whose result is only shown."""
+
+
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
 def _save(parts: Sequence[bytes], where: Shown, name: str, suffix: str) -> list[Path]:
     """Each part as a file: that of --out, numbered where there are several, else a free name after the prompt."""
     files = []
+    named = _numbered(where.out, len(parts)) if where.out is not None else []
     for index, part in enumerate(parts):
-        path, fresh = _free(name, suffix), True
-        if where.out is not None:
-            number = f"-{index + 1}" if len(parts) > 1 else ""
-            path, fresh = where.out.with_stem(where.out.stem + number), not where.force
+        path, fresh = (named[index], not where.force) if named else (_free(name, suffix), True)
         try:
             with path.open("xb" if fresh else "wb") as file:
                 file.write(part)
@@ -169,6 +187,16 @@ def _save(parts: Sequence[bytes], where: Shown, name: str, suffix: str) -> list[
             raise OctonodeError(message, code="READ_ONLY") from None
         files.append(path)
     return files
+
+
+def _numbered(out: Path, count: int) -> list[Path]:
+    """`a.png`, or `a-1.png`, `a-2.png` for several."""
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path, os.W_OK):
+        raise OctonodeError(f"{path} cannot be written; name another place with --out", code="READ_ONLY")
 
 
 def _free(name: str, suffix: str) -> Path:

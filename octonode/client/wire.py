@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -30,7 +31,22 @@ def settings(url: str, token: str) -> dict[str, Any]:
 
 
 def sent(call: Call[Any]) -> dict[str, Any]:
-    return {"json": call.body, "content": call.content, "headers": call.headers or None}
+    """What httpx is told of a call. Raises BAD_REQUEST for what no JSON can hold."""
+    timeout = httpx.Timeout(call.silence_seconds or SILENCE_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+    told = {"content": call.content, "headers": dict(call.headers), "timeout": timeout}
+    if call.body is not None:
+        told |= {"content": _json(call.body), "headers": {"content-type": "application/json", **call.headers}}
+    return told
+
+
+def _json(body: Any) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        message = "a text holds half of a surrogate pair, which is no character: is its source UTF-8?"
+    except ValueError:
+        message = "NaN and infinity are no numbers that can be sent"
+    raise OctonodeError(message, code="BAD_REQUEST")
 
 
 def decode(call: Call[T], response: httpx.Response) -> T:
@@ -56,6 +72,9 @@ def named_faults() -> Iterator[None]:
         message = "the node does not answer; see octonode logs, or start it again: octonode start"
         raise OctonodeError(message, code="NOT_RUNNING") from None
     except httpx.TimeoutException:
-        raise Unreachable(f"the node said nothing for {SILENCE_TIMEOUT_SECONDS:.0f} s; see octonode logs") from None
+        raise Unreachable("the node said nothing for too long; see octonode logs") from None
+    except json.JSONDecodeError:
+        message = "what answers at the node's address is no octonode node; start it again: octonode start"
+        raise OctonodeError(message, code="NOT_RUNNING") from None
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(f"the connection to the node broke ({type(error).__name__}); is it still running?") from None

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from octonode.api.schema.audio import clock, parse_speech, parse_transcription
 from octonode.errors import OctonodeError
-from octonode.protocol.work.audio import Segment, Sound, SpeakRequest, TranscribeRequest, Transcription, Word
+from octonode.protocol.work.audio import (
+    AUDIO_BYTES_MAX,
+    Segment,
+    Sound,
+    SpeakRequest,
+    TranscribeRequest,
+    Transcription,
+    Word,
+)
 from octonode.testing.faces import PROVIDER, TASK, PlayedAsking, Stage, makes
 
 WORDS = (Word(" The", 0.0, 0.5), Word(" quick", 0.5, 0.75), Word(" fox.", 0.75, 1.25))
@@ -137,6 +145,16 @@ def test_what_is_not_served_of_a_transcription_is_named(change: dict[str, Any], 
     with pytest.raises(OctonodeError) as refused:
         parse_transcription({"model": "m", **change}, b"sound")
     assert (refused.value.code, refused.value.detail["param"]) == (code, param)
+
+
+async def test_a_sound_over_what_is_taken_is_told_so_at_once() -> None:
+    """A form may be larger than what goes on to a provider."""
+    async with Stage().run() as stage:
+        sound = ("talk.wav", bytes(AUDIO_BYTES_MAX + 1))
+        with pytest.raises(openai.APIStatusError) as refused:
+            await trio.to_thread.run_sync(lambda: transcribe(stage, file=sound))
+    assert (refused.value.status_code, refused.value.code, refused.value.param) == (413, "TOO_LARGE", "file")
+    assert stage.asking.asked == []
 
 
 async def test_a_form_without_its_sound_is_told_what_is_missing() -> None:

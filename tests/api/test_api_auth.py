@@ -87,6 +87,7 @@ def test_the_matrix(
         ("GET", "/api/v1/models", "inference"),
         ("GET", "/api/v1/models/trust", "read"),
         ("POST", "/api/v1/explain", "inference"),
+        ("GET", "/api/v1/receipts/00", "inference"),
         ("GET", "/api/v1/events", "read"),
         ("GET", "/nothing/here", "read"),
         ("POST", "/nothing/here", "admin"),
@@ -174,10 +175,37 @@ async def test_a_page_that_is_allowed_sees_what_it_needs() -> None:
     assert (asked.status_code, refused.status_code) == (204, 403)
     assert "POST" in asked.headers["access-control-allow-methods"]
     assert "authorization" in asked.headers["access-control-allow-headers"]
+    assert "access-control-allow-origin" not in refused.headers
     for each in (asked, answer, missing):
         assert each.headers["access-control-allow-origin"] == "https://app.test"
         assert "x-request-id" in each.headers["access-control-expose-headers"]
         assert each.headers["vary"] == "origin"
+
+
+async def test_a_page_may_use_every_method_of_the_api_and_openais_own_client() -> None:
+    """Which tells of itself in headers that a browser asks about first."""
+    config = ApiConfig(listen="127.0.0.1:0", cors_origins=("https://app.test",))
+    own = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-timeout"
+    async with Stage(config=config).run() as stage, httpx.AsyncClient(base_url=stage.url) as client:
+        for method, asked in (("POST", own), ("PUT", "Content-Range"), ("PATCH", ""), ("DELETE", "bad name,x\u00e4")):
+            head = {"origin": "https://app.test", "access-control-request-method": method}
+            answer = await client.options("/v1/x", headers={**head, "access-control-request-headers": asked.encode()})
+            assert method in answer.headers["access-control-allow-methods"].split(", ")
+            allowed = answer.headers["access-control-allow-headers"].split(", ")
+            good = {each for each in asked.lower().split(",") if each.isascii() and " " not in each}
+            assert good - {""} <= {*allowed}
+            assert all(each.isascii() and " " not in each for each in allowed)
+    assert "x-octonode-receipt" in answer.headers["access-control-expose-headers"].split(", ")
+
+
+async def test_a_page_is_told_why_it_was_refused() -> None:
+    """Without these headers a browser shows its script no status and no body, only that something failed."""
+    config = ApiConfig(listen="127.0.0.1:0", cors_origins=("https://app.test",), keys=(INFERENCE_KEY,))
+    async with Stage(config=config).run() as stage, httpx.AsyncClient(base_url=stage.url) as client:
+        for headers, status in (({}, 401), ({"authorization": f"Bearer {INFERENCE_KEY}"}, 403)):
+            answer = await client.post("/api/v1/stop", headers={"origin": "https://app.test", **headers})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://app.test"
 
 
 async def test_what_changes_the_node_needs_the_token_and_so_does_the_join_line() -> None:

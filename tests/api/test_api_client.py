@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from octonode.api.schema import AddModel, FetchModel, ModelProgress, PublishModel, ServeModel, VerifyModel
+from octonode.api.schema.engines import measure_model
 from octonode.client import AsyncClient, Client, daemon_running, find_daemon
 from octonode.errors import TABLE, ConfigError, ExitCode, OctonodeError, VerificationFailed, from_wire
+from octonode.node.engines import MEASURE_WAIT_SECONDS
 from octonode.tasks.asking import Ask, AskEvent, Pieces
 from octonode.testing.faces import (
     MODEL,
@@ -179,18 +184,65 @@ async def test_the_daemon_is_found_by_its_home(tmp_path: Path) -> None:
         find_daemon(home)
 
 
-async def test_what_is_no_daemon_is_said_to_be_none() -> None:
+@asynccontextmanager
+async def answers(answer: bytes) -> AsyncIterator[AsyncClient]:
+    """A client of something that is no daemon, which says `answer` to everything."""
+
     async def page(stream: trio.SocketStream) -> None:
-        await stream.receive_some(4096)
-        await stream.send_all(b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\nhtml")
+        async with stream:
+            await stream.receive_some(4096)
+            await stream.send_all(answer)
 
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, page, 0)
+        listeners = await nursery.start(partial(trio.serve_tcp, page, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
         async with AsyncClient(f"http://127.0.0.1:{port}") as client:
-            with pytest.raises(OctonodeError, match="HTTP 500"):
-                await client.node()
+            yield client
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_no_daemon_is_said_to_be_none() -> None:
+    async with answers(b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\nhtml") as client:
+        with pytest.raises(OctonodeError, match="HTTP 500"):
+            await client.node()
+    async with answers(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>") as client:
+        with pytest.raises(OctonodeError, match="no octonode node"):
+            await client.node()
+        with pytest.raises(OctonodeError, match="no octonode node"):
+            await client.work(FetchModel(MODEL))
+    async with answers(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as client:
+        with pytest.raises(OctonodeError, match="no list of peers"):
+            await client.peers()
+
+
+async def test_what_no_json_can_hold_is_named_before_it_is_sent() -> None:
+    async with Stage().run() as stage, AsyncClient(stage.url, TOKEN) as client:
+        for told, temperature, text in (("surrogate", 0.0, "\udcff"), ("NaN", float("nan"), "x")):
+            asked = [{"role": "user", "content": text}]
+            with pytest.raises(OctonodeError, match=told) as refused:
+                async with client.chat(MODEL, asked, temperature=temperature):
+                    pass
+            assert refused.value.code == "BAD_REQUEST"
+        with pytest.raises(OctonodeError, match="surrogate"):
+            await client.embed(MODEL, ["\udcff"])
+        with pytest.raises(OctonodeError, match="no model"):  # the command line hands on what is no UTF-8
+            await client.model("a\udcff")
+    assert stage.asking.asked == []
+
+
+async def test_a_call_that_works_long_in_silence_is_waited_for() -> None:
+    """A model in use is tried for two minutes, longer than the silence of anything else."""
+    timeouts = []
+
+    async def note(request: httpx.Request) -> None:
+        timeouts.append(request.extensions["timeout"]["read"])
+
+    async with Stage().run() as stage, AsyncClient(stage.url, TOKEN) as client:
+        client._http.event_hooks = {"request": [note]}
+        with pytest.raises(OctonodeError, match="not loaded"):
+            await client.do(measure_model("none"))
+        await client.node()
+    assert timeouts[0] > MEASURE_WAIT_SECONDS > timeouts[1]
 
 
 @pytest.mark.parametrize("example", ["ask.py", "openai_client.py"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import trio
@@ -22,10 +24,10 @@ TOKENS = (
 )
 
 
-def probable(*pieces: str) -> Script:
+def probable(*pieces: str, tokens: tuple[TokenLogprob, ...] = TOKENS) -> Script:
     async def script(ask: Ask) -> AsyncIterator[AskEvent]:
         async for event in says(*pieces)(ask):
-            yield replace(event, logprobs=TOKENS) if isinstance(event, Answered) and ask.logprobs else event
+            yield replace(event, logprobs=tokens) if isinstance(event, Answered) and ask.logprobs else event
 
     return script
 
@@ -132,9 +134,26 @@ async def test_a_client_that_leaves_cancels_it() -> None:
                 await stage.asking.began.wait()
                 nursery.cancel_scope.cancel()
         assert not scope.cancelled_caught
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await stage.asking.left.wait()
 
 
 async def _ask(client: openai.AsyncOpenAI) -> None:
     await client.completions.create(model="tiny", prompt="Once")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_token_that_cannot_be_is_told_in_json(path: str, stream: bool) -> None:
+    """A model's padding has a probability of nothing, whose logarithm no JSON can hold."""
+    never = (TokenLogprob("x", -math.inf, (("x", -math.inf), ("y", -0.5))),)
+    asked = {"logprobs": 2} if path == "completions" else {"logprobs": True, "top_logprobs": 2}
+    body = {"model": "tiny", "prompt": "Once", "stream": stream, **asked}
+    if path != "completions":
+        body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+    stage = Stage(asking=PlayedAsking(probable("x", tokens=never)))
+    async with stage.run(), httpx.AsyncClient(base_url=stage.url) as client:
+        answer = await client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 200
+    assert "-9999.0" in answer.text
+    assert "Infinity" not in answer.text

@@ -148,6 +148,7 @@ async def test_an_answer_that_ends_without_its_end_is_a_loss() -> None:
         ({"max_token": 5}, 400, "BAD_REQUEST", "max_token"),
         ({"stop": ["a"] * 5}, 400, "BAD_REQUEST", "stop"),
         ({"temperature": 2.5}, 400, "BAD_REQUEST", "temperature"),
+        ({"max_tokens": 1_000_001}, 400, "BAD_REQUEST", "max_tokens"),
         ({"messages": []}, 400, "BAD_REQUEST", "messages"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "BAD_REQUEST", "messages[0].content"),
         ({"model": None}, 400, "BAD_REQUEST", "model"),

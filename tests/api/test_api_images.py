@@ -17,6 +17,7 @@ from octonode.api.multipart import FORMS_AT_ONCE_MAX, Form, read_form
 from octonode.api.schema.images import parse_images
 from octonode.errors import OctonodeError
 from octonode.protocol.work.image import ImageRequest, Images
+from octonode.protocol.work.vision import IMAGE_BYTES_MAX
 from octonode.tasks.asking import Ask
 from octonode.testing.faces import PROVIDER, PlayedAsking, Stage, makes, says
 
@@ -59,11 +60,15 @@ async def test_the_openai_client_edits_a_picture() -> None:
 
         await trio.to_thread.run_sync(lambda: edit(extra_body={"octonode": {"strength": 0.5, "seed": 3}}))
         await trio.to_thread.run_sync(edit)
+        neutral = {"stream": False, "partial_images": 0, "output_compression": 100, "safety_identifier": "u"}
+        ours = {"octonode": {"negative_prompt": "42"}}
+        await trio.to_thread.run_sync(lambda: edit(extra_body=ours, **neutral))
         with pytest.raises(openai.BadRequestError) as refused:
             await trio.to_thread.run_sync(lambda: edit(mask=("m.png", b"mask")))
     asked = stage.asking.asked[0].work
     assert asked == ImageRequest("by night", image=b"\x89PNG the first", strength=0.5, seed=3)
     assert stage.asking.asked[1].work == ImageRequest("by night", image=b"\x89PNG the first")
+    assert stage.asking.asked[2].work == ImageRequest("by night", "42", image=b"\x89PNG the first")
     assert (refused.value.code, refused.value.param) == ("UNSUPPORTED", "mask")
 
 
@@ -90,6 +95,12 @@ def test_what_is_not_served_is_named(change: dict[str, Any], code: str, param: s
     with pytest.raises(OctonodeError) as refused:
         parse_images({"model": "m", "prompt": "x", **change})
     assert (refused.value.code, refused.value.detail["param"]) == (code, param)
+
+
+def test_a_picture_over_what_is_taken_is_named() -> None:
+    with pytest.raises(OctonodeError) as refused:
+        parse_images({"model": "m", "prompt": "x"}, image=bytes(IMAGE_BYTES_MAX + 1))
+    assert (refused.value.code, refused.value.detail["param"]) == ("TOO_LARGE", "image")
 
 
 def test_a_client_that_says_what_is_so_anyway_is_served() -> None:
@@ -153,6 +164,7 @@ def test_a_form_survives_wherever_it_is_cut(data: bytes, text: str, cut: int) ->
         (form_of(("X-Other: 1", b"1")), "has no name"),
         (form_of((f'{HEAD.format("other")}; filename="x"', b"1")), "other is no file"),
         (form_of((HEAD.format("image"), b"1")), "image must be a file"),
+        (form_of((HEAD.format("image[]"), b"1")), "must be a file"),
         (form_of(*[(f'{HEAD.format("image")}; filename="x"', b"1")] * 2), "two files named image"),
         (form_of(*[(HEAD.format(f"f{index}"), b"1") for index in range(33)]), "over 32 parts"),
         (form_of((HEAD.format("a") + "; x=" + "y" * 5000, b"1")), "Maximum header size"),

@@ -123,6 +123,7 @@ async def test_trust_remove_join_tasks_explain_doctor_stop() -> None:
         assert [(each["task"], each["state"]) for each in tasks] == [(TASK.hex(), "completed")]
         assert (await client.get("/api/v1/tasks?limit=0")).status_code == 400
         assert (await client.get(f"/api/v1/tasks?limit={'9' * 5000}")).status_code == 400
+        assert (await client.get(f"/api/v1/tasks?limit=000000009{'9' * 5000}")).status_code == 400
         explained = (await client.post("/api/v1/explain", json={"model": MODEL})).json()
         assert [each["accepted"] for each in explained["candidates"]] == [True, False]
         findings = (await client.get("/api/v1/doctor")).json()["findings"]
@@ -194,6 +195,19 @@ async def test_events_flow_until_the_node_stops(accept: str, prefix: str) -> Non
                         seen.append(line)
                         stage.node.stop()
     assert json.loads(seen[0].removeprefix(prefix)) == stage.node.played[0]
+
+
+async def test_the_head_of_the_events_leaves_its_connection_free() -> None:
+    """A client goes on with the next request at once: there is no body to wait for."""
+    with trio.fail_after(30):
+        async with Stage().run() as stage:
+            stream = await trio.open_tcp_stream("127.0.0.1", stage.bound.port)
+            async with stream:
+                await stream.send_all(b"HEAD /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                received = b"".join([part async for part in stream])
+    assert b"application/x-ndjson" in received
+    assert received.endswith(b'{"status":"ok"}')
 
 
 async def test_what_is_not_there_and_what_is_not_taken() -> None:

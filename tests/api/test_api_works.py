@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from octonode.api.schema import ModelProgress
 from octonode.api.schema.embeddings import vectors_of
 from octonode.client import AsyncClient, Client
+from octonode.engines.contract import TokenLogprob
 from octonode.errors import OctonodeError, Unreachable
 from octonode.protocol.work.audio import (
     Segment,
@@ -40,8 +43,8 @@ from octonode.protocol.work.vision import (
     ReadText,
     TextLine,
 )
-from octonode.tasks.asking import Ask, AskEvent, Progress
-from octonode.testing.faces import PROVIDER, TOKEN, PlayedAsking, PlayedModels, Stage, a_model, makes
+from octonode.tasks.asking import Ask, AskEvent, Pieces, Progress
+from octonode.testing.faces import PROVIDER, TOKEN, PlayedAsking, PlayedModels, Stage, a_model, answered, makes
 
 FILE = bytes(range(256))
 WAV = Sound(FILE, 16_000, 1.5, seed=5)
@@ -154,7 +157,7 @@ async def test_leaving_early_cancels_it() -> None:
     async with Stage(asking=PlayedAsking(script)).run() as stage, AsyncClient(stage.url, TOKEN) as client:
         with trio.CancelScope() as scope:
             await client.image("tiny", "a hill", on_progress=lambda _: scope.cancel())
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await stage.asking.left.wait()
 
 
@@ -195,3 +198,17 @@ async def test_explain_is_about_what_is_to_be_done() -> None:
         for skill in (*CASES, ""):
             await client.explain("tiny", skill=skill)
     assert asked == ["embed", "chat", *CASES, "chat"]
+
+
+async def test_a_token_that_cannot_be_is_told_in_json() -> None:
+    never = (TokenLogprob("x", -math.inf, (("x", -math.inf),)),)
+
+    async def script(_: Ask) -> AsyncIterator[AskEvent]:
+        yield Pieces(("x",))
+        yield answered(1, logprobs=never)
+
+    body = {"model": "tiny", "input": {"prompt": "Once"}, "parameters": {"logprobs": 1}}
+    stage = Stage(asking=PlayedAsking(script))
+    async with stage.run(), httpx.AsyncClient(base_url=stage.url) as client:
+        answer = await client.post("/api/v1/inference", json=body)
+    assert (answer.status_code, answer.json()["result"]["logprobs"]) == (200, [["x", -9999.0, [["x", -9999.0]]]])

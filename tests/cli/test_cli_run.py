@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from array import array
 from collections.abc import AsyncIterator, Callable
@@ -86,7 +87,7 @@ async def staged(
     async with Stage(asking=PlayedAsking(script), models=models).run() as stage:
         monkeypatch.setenv("OCTONODE_HOME", str(home_of(stage, tmp_path)))
 
-        async def run(*arguments: str, given: str = "") -> Ran:
+        async def run(*arguments: str, given: str | bytes = "") -> Ran:
             result = await trio.to_thread.run_sync(
                 lambda: CliRunner().invoke(app, ["run", "tiny", *arguments], input=given)
             )
@@ -168,6 +169,38 @@ async def test_files_are_never_written_over_unasked(
         assert "no folder" in nowhere.error.message
 
 
+async def test_a_question_that_is_no_utf_8_is_told_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path, monkeypatch, "chat") as run:
+        refused = await run(given="caf\u00e9".encode("latin-1"))
+    assert refused.error is not None
+    assert "iconv" in refused.error.message
+
+
+async def test_what_could_not_be_kept_is_not_begun(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture takes minutes: the file of the second of them is looked at before the first is made."""
+    (folder / "made-2.png").write_bytes(b"mine")
+    async with staged(tmp_path, monkeypatch, "image") as run:
+        for arguments, told in (
+            (("x", "--count", "2", "--out", "made.png"), "made-2.png exists"),
+            (("x", "--out", str(folder), "--force"), "is a folder"),
+            (("x", "--count", "1000000000000", "--out", "."), "is a folder"),
+        ):
+            refused = await run(*arguments)
+            assert refused.error is not None
+            assert told in refused.error.message
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        for arguments in (("x",), ("x", "--out", "new.png")):
+            refused = await run(*arguments)
+            assert refused.error is not None
+            assert refused.error.code == "READ_ONLY"
+        assert refused.stage.asking.asked == []
+    assert (folder / "made-2.png").read_bytes() == b"mine"
+
+
 async def test_pictures_and_transcripts_go_where_they_are_told(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +226,7 @@ async def test_pictures_and_transcripts_go_where_they_are_told(
         (("embed",), ("--input", "a.png"), "embed takes no --input"),
         (("chat",), ("hi", "--steps", "5"), "--steps means nothing to chat; it is for sound, image"),
         (("chat",), ("hi", "--out", "a.txt"), "--out is for pictures"),
+        (("classify",), ("--input", "a.png", "--out", "a.json"), "--out means nothing to classify"),
         (("image",), ("x", "--size", "large"), "--size is WIDTHxHEIGHT"),
         (("image",), ("x", "--strength", "0.5"), "picture of --input"),
         (("classify", "detect"), ("--input", "a.png"), "--task classify | detect"),

@@ -147,8 +147,12 @@ def logprobs_object(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
     return {"content": content, "refusal": None}
 
 
+LOGPROB_LEAST = -9999.0
+"""What OpenAI says of a token that cannot be: an engine's minus infinity is no JSON."""
+
+
 def _logprob(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+    return {"token": token, "logprob": max(LOGPROB_LEAST, logprob), "bytes": list(token.encode("utf-8", "replace"))}
 
 
 def usage(tokens_in: int, tokens_out: int) -> dict[str, int]:

@@ -8,7 +8,14 @@ from typing import Any, Final, Literal, cast
 
 from octonode.api.schema.failures import bad_request
 from octonode.api.schema.fields import Served, Terms, body_of, choice_of, number_of, terms_of, text_of
-from octonode.protocol.work.audio import Segment, SpeakRequest, TranscribeRequest, Transcription, Word
+from octonode.protocol.work.audio import (
+    AUDIO_BYTES_MAX,
+    Segment,
+    SpeakRequest,
+    TranscribeRequest,
+    Transcription,
+    Word,
+)
 
 Form = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMS: Final = ("json", "text", "srt", "verbose_json", "vtt")
@@ -32,6 +39,8 @@ TRANSCRIPTION: Final = Served(
         "stream": lambda value: value in (False, "false"),
         "chunking_strategy": lambda value: value == "auto",
         "include": lambda value: value == [],
+        "keywords": lambda value: value == [],
+        "languages": lambda value: value == [],
         "known_speaker_names": lambda value: value == [],
         "known_speaker_references": lambda value: value == [],
     },
@@ -63,6 +72,9 @@ def parse_transcription(fields: Mapping[str, Any], audio: bytes, header: str | N
     Raises BAD_REQUEST, UNSUPPORTED or PRIVACY_UNAVAILABLE, with `param`.
     """
     TRANSCRIPTION.check(fields)
+    if len(audio) > AUDIO_BYTES_MAX:
+        message = f"file has {len(audio)} bytes; at most {AUDIO_BYTES_MAX} are taken: compress it, or send it in parts"
+        raise bad_request(message, "file", code="TOO_LARGE")
     form = cast(Form, choice_of(fields, "response_format", FORMS))
     granularities = _granularities(fields.get("timestamp_granularities"), form)
     work = TranscribeRequest(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
-from urllib.parse import quote
 
 from octonode.api.schema.answers import AnswerFacts
 from octonode.api.schema.chat import OURS
@@ -24,7 +23,7 @@ from octonode.api.schema.facts import (
     TaskFacts,
 )
 from octonode.api.schema.failures import error_from_body
-from octonode.api.schema.plain import to_json
+from octonode.api.schema.plain import quoted, to_json
 from octonode.api.schema.shape import read
 from octonode.api.schema.verbs import (
     AddModel,
@@ -35,7 +34,7 @@ from octonode.api.schema.verbs import (
     UpdateModel,
     VerifyModel,
 )
-from octonode.errors import Unreachable
+from octonode.errors import OctonodeError, Unreachable
 
 T = TypeVar("T")
 Item_co = TypeVar("Item_co", covariant=True)
@@ -63,6 +62,8 @@ class Call(Generic[T]):
     content: Any = None
     """In place of a body in JSON: bytes as they are, as an iterable, or an asynchronous one for trio."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    silence_seconds: float = 0.0
+    """How long the node may work on it without a word; 0: as on every other."""
 
 
 class Reading(Protocol[Item_co]):
@@ -163,7 +164,14 @@ class EventLog:
 
 
 def many(kind: type[T], name: str) -> Callable[[Any], tuple[T, ...]]:
-    return lambda body: tuple(read(kind, each) for each in body[name])
+    return lambda body: tuple(read(kind, each) for each in _listed(body, name))
+
+
+def _listed(body: Any, name: str) -> Sequence[Any]:
+    found = body.get(name) if isinstance(body, Mapping) else None
+    if not isinstance(found, list):
+        raise OctonodeError(f"the daemon's answer has no list of {name}; are versions mixed?")
+    return found
 
 
 def one(kind: type[T]) -> Callable[[Any], T]:
@@ -186,11 +194,11 @@ class Calls:
 
     @staticmethod
     def model(reference: str) -> Call[ModelFacts]:
-        return Call("GET", f"/api/v1/models/{quote(reference)}", one(ModelFacts))
+        return Call("GET", f"/api/v1/models/{quoted(reference)}", one(ModelFacts))
 
     @staticmethod
     def remove(reference: str, force: bool) -> Call[ModelFacts]:
-        return Call("DELETE", f"/api/v1/models/{quote(reference)}{'?force=1' if force else ''}", one(ModelFacts))
+        return Call("DELETE", f"/api/v1/models/{quoted(reference)}{'?force=1' if force else ''}", one(ModelFacts))
 
     @staticmethod
     def trust(publisher: str, trusted: bool, note: str) -> Call[tuple[Publisher, ...]]:
@@ -203,7 +211,7 @@ class Calls:
 
     @staticmethod
     def receipt(task: str) -> Call[ReceiptFacts]:
-        return Call("GET", f"/api/v1/receipts/{quote(task)}", one(ReceiptFacts))
+        return Call("GET", f"/api/v1/receipts/{quoted(task)}", one(ReceiptFacts))
 
     @staticmethod
     def explain(model: str, peer: str, skill: str = "") -> Call[tuple[CandidateFacts, ...]]:

@@ -51,7 +51,7 @@ READ = frozenset(
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "reasoning_effort", "verbosity", "parallel_tool_calls"),
+        *("prompt_cache_retention", "prompt_cache_options", "reasoning_effort", "verbosity", "parallel_tool_calls"),
     }
 )
 """Hints: the answer may be given without them."""

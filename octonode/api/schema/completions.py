@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
-from octonode.api.schema.answers import AnswerFacts, sse_event, usage
+from octonode.api.schema.answers import LOGPROB_LEAST, AnswerFacts, sse_event, usage
 from octonode.api.schema.failures import bad_request
 from octonode.api.schema.fields import (
     SEED_MAX,
@@ -135,11 +135,11 @@ class CompletionChunks:
         if not self._request.logprobs or not tokens:
             return None
         ends = list(accumulate(len(token.text) for token in tokens))
-        tops = [dict(token.top) for token in tokens] if self._request.logprobs > 0 else None
+        tops = [{name: max(LOGPROB_LEAST, value) for name, value in token.top} for token in tokens]
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": tops,
+            "token_logprobs": [max(LOGPROB_LEAST, token.logprob) for token in tokens],
+            "top_logprobs": tops if self._request.logprobs > 0 else None,
             "text_offset": [0, *ends[:-1]],
         }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import quote
 
 from octonode.api.schema.calls import Call, one
+from octonode.api.schema.plain import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,15 @@ class EngineList:
     loaded: tuple[LoadedModel, ...] = ()
 
 
+MEASURING_SECONDS_MAX = 180.0
+"""More than the node tries to measure a model that is in use; then it says OVERLOADED."""
+
+
 def list_engines() -> Call[EngineList]:
     return Call("GET", "/api/v1/engines", one(EngineList))
 
 
 def measure_model(reference: str) -> Call[LoadedModel]:
     """Measures a loaded model anew; answers once it is done, which takes some seconds of an idle engine."""
-    return Call("POST", f"/api/v1/engines/measure/{quote(reference)}", one(LoadedModel))
+    path = f"/api/v1/engines/measure/{quoted(reference)}"
+    return Call("POST", path, one(LoadedModel), silence_seconds=MEASURING_SECONDS_MAX)

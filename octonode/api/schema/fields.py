@@ -17,7 +17,7 @@ from octonode.api.schema.shape import text
 STOPS_MAX = 4
 STOP_CHARACTERS_MAX = 256
 MODEL_CHARACTERS_MAX = 512
-TOKENS_MAX = 1 << 31
+TOKENS_MAX = 1_000_000  # as tasks.chat takes from anybody
 SEED_MIN, SEED_MAX = -(1 << 63), (1 << 63) - 1
 
 PrivacyLevel = Literal["public", "shared", "confidential", "private"]

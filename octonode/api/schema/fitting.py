@@ -111,9 +111,10 @@ class InspectionFacts:
 
 def fit(reference: str = "", context_tokens: int = 0, streams: int = 1) -> Call[FitMatrix]:
     asked = {"reference": reference, "context": context_tokens or "", "streams": streams if streams != 1 else ""}
-    query = urlencode({name: value for name, value in asked.items() if value})
+    query = urlencode({name: value for name, value in asked.items() if value}, errors="replace")
     return Call("GET", f"/api/v1/models/fit{'?' if query else ''}{query}", one(FitMatrix))
 
 
 def inspect(reference: str) -> Call[InspectionFacts]:
-    return Call("GET", f"/api/v1/models/inspect?{urlencode({'reference': reference})}", one(InspectionFacts))
+    query = urlencode({"reference": reference}, errors="replace")
+    return Call("GET", f"/api/v1/models/inspect?{query}", one(InspectionFacts))

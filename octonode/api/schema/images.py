@@ -36,7 +36,7 @@ _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})\Z", re.ASCII)
 
 SERVED: Final = Served(
     read=frozenset({"model", "prompt", "n", "size", "response_format", "image", "privacy_level", "octonode"}),
-    ignored=frozenset({"user", "quality", "style", "moderation", "input_fidelity"}),
+    ignored=frozenset({"user", "safety_identifier", "quality", "style", "moderation", "input_fidelity", "complexity"}),
     neutral={
         "background": lambda value: value in ("auto", "opaque"),
         "output_format": lambda value: value == "png",
@@ -44,6 +44,10 @@ SERVED: Final = Served(
         "partial_images": lambda value: value == 0,
         "stream": lambda value: value is False,
         "mask": lambda _: False,
+        "markup": lambda _: False,
+        "frame_count": lambda _: False,
+        "frame_duration_ms": lambda _: False,
+        "svg": lambda _: False,
     },
 )
 
@@ -83,7 +87,8 @@ def parse_images(body: Any, privacy_header: str | None = None, *, image: bytes |
     try:
         work = read_request("image", fields)
     except RecordError as error:
-        raise bad_request(error.message, "octonode", code=error.code) from None
+        param = "image" if error.code == "TOO_LARGE" else "octonode"
+        raise bad_request(error.message, param, code=error.code) from None
     assert isinstance(work, ImageRequest)
     return PictureRequest(terms, work, size)
 

@@ -8,12 +8,11 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
 
 from octonode.api.schema.answers import AnswerFacts
 from octonode.api.schema.calls import Call, many, one
 from octonode.api.schema.failures import bad_request
-from octonode.api.schema.plain import to_json
+from octonode.api.schema.plain import quoted, to_json
 from octonode.protocol.work.skills import CHAT, SKILLS
 
 Mode = Literal["", "realtime", "batch", "async"]
@@ -109,10 +108,10 @@ class InferenceCalls:
     @staticmethod
     def get(job: str, wait_seconds: float = 0.0) -> Call[InferenceFacts]:
         query = f"?wait={wait_seconds:g}" if wait_seconds else ""
-        return Call("GET", f"/api/v1/inference/{quote(job, safe='')}{query}", one(InferenceFacts))
+        return Call("GET", f"/api/v1/inference/{quoted(job, safe='')}{query}", one(InferenceFacts))
 
     jobs = Call("GET", "/api/v1/inference?limit=1000", many(InferenceFacts, "jobs"))
 
     @staticmethod
     def cancel(job: str) -> Call[InferenceFacts]:
-        return Call("DELETE", f"/api/v1/inference/{quote(job, safe='')}", one(InferenceFacts))
+        return Call("DELETE", f"/api/v1/inference/{quoted(job, safe='')}", one(InferenceFacts))

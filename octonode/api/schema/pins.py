@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import quote
 
 from octonode.api.schema.calls import Call, Progressing
 from octonode.api.schema.facts import StorageFacts
-from octonode.api.schema.plain import to_json
+from octonode.api.schema.plain import quoted, to_json
 from octonode.api.schema.shape import read
 
 
@@ -75,7 +74,7 @@ class PinCalls:
 
     @staticmethod
     def pins(on: str = "") -> Call[PinList]:
-        return Call("GET", f"/api/v1/models/pins{f'?on={quote(on)}' if on else ''}", lambda body: read(PinList, body))
+        return Call("GET", f"/api/v1/models/pins{f'?on={quoted(on)}' if on else ''}", lambda body: read(PinList, body))
 
     @staticmethod
     def pin(request: PinModel) -> Call[PinJob]:

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 
 def to_json(value: Any) -> Any:
@@ -19,3 +20,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode("ascii")
     return value
+
+
+def quoted(part: str, safe: str = "/") -> str:
+    """For the path of a URL. Half of a surrogate pair, which no name has, becomes a question mark."""
+    return quote(part, safe, errors="replace")

@@ -79,4 +79,4 @@ def quantize(asked: QuantizeModel) -> Call[QuantizeJob]:
 
 
 def choices(reference: str) -> Call[QuantizeChoices]:
-    return Call("GET", f"{QUANTIZE_PATH}?{urlencode({'reference': reference})}", one(QuantizeChoices))
+    return Call("GET", f"{QUANTIZE_PATH}?{urlencode({'reference': reference}, errors='replace')}", one(QuantizeChoices))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from octonode.api.schema.calls import Call, Job, many, one
-from octonode.api.schema.plain import to_json
+from octonode.api.schema.plain import quoted, to_json
 
 UPLOADS_PATH = "/api/v1/models/uploads"
 FINGERPRINT_CHARACTERS_MAX = 256
@@ -88,18 +87,18 @@ uploads: Call[tuple[UploadFacts, ...]] = Call("GET", UPLOADS_PATH, many(UploadFa
 
 
 def upload(number: str) -> Call[UploadFacts]:
-    return Call("GET", f"{UPLOADS_PATH}/{quote(number)}", one(UploadFacts))
+    return Call("GET", f"{UPLOADS_PATH}/{quoted(number)}", one(UploadFacts))
 
 
 def abort_upload(number: str) -> Call[UploadFacts]:
-    return Call("DELETE", f"{UPLOADS_PATH}/{quote(number)}", one(UploadFacts))
+    return Call("DELETE", f"{UPLOADS_PATH}/{quoted(number)}", one(UploadFacts))
 
 
 def write_upload(number: str, path: str, first_byte: int, size_bytes: int, content: Any) -> Call[UploadFileFacts]:
     """The rest of a file from `first_byte` on. `content` gives its bytes: an iterable, an asynchronous one for trio."""
     return Call(
         "PUT",
-        f"{UPLOADS_PATH}/{quote(number)}/{quote(path)}",
+        f"{UPLOADS_PATH}/{quoted(number)}/{quoted(path)}",
         one(UploadFileFacts),
         content=content,
         headers={
@@ -111,7 +110,7 @@ def write_upload(number: str, path: str, first_byte: int, size_bytes: int, conte
 
 
 def finish_upload(number: str, asked: FinishUpload) -> Call[Job]:
-    return Call("POST", f"{UPLOADS_PATH}/{quote(number)}/finish", lambda _: Job(), to_json(asked))
+    return Call("POST", f"{UPLOADS_PATH}/{quoted(number)}/finish", lambda _: Job(), to_json(asked))
 
 
 def export_to_kubo(asked: ExportToKubo) -> Call[Job]:

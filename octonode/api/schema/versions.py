@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import quote
 
 from octonode.api.schema.calls import Call, many, one
 from octonode.api.schema.facts import Publisher
-from octonode.api.schema.plain import to_json
+from octonode.api.schema.plain import quoted, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ outdated: Call[tuple[OutdatedModel, ...]] = Call("GET", "/api/v1/models/outdated
 
 
 def versions(reference: str) -> Call[NameFacts]:
-    return Call("GET", f"/api/v1/models/versions/{quote(reference)}", one(NameFacts))
+    return Call("GET", f"/api/v1/models/versions/{quoted(reference)}", one(NameFacts))
 
 
 def deprecate(verb: DeprecateModel) -> Call[NameFacts]:
