@@ -48,7 +48,7 @@ demo: setup model ## start four nodes, pass a real model between them by its con
 	@mkdir -p build
 	$(BIN)/octonode demo
 
-# Minutes of each ring on 2 cores, about eighteen in all; `make test ONLY=tests/protocol` runs one:
+# Minutes of each ring on 2 cores, about twenty in all; `make test ONLY=tests/protocol` runs one:
 #   tidy, setup scripts, settings, logs, hardware       1     tests/tidy tests/scripts tests/hardware tests/cli tests/test_*.py
 #   sans-IO units and properties, tasks, API, node      3     tests/protocol tests/ipfs tests/tasks tests/api tests/node
 #   models: stores, fetches, formats, kill -9           3     tests/models
@@ -60,7 +60,7 @@ test: setup model models ## all tests that need no GPU and no torch; sets up eve
 
 # Ring 2: llama-cpp-python, torch, Diffusers, transformers, sentence-transformers, Whisper. Minutes on 2 cores: 7 to
 # compile llama-cpp-python, once; 2 to install the rest (0.5 GB where the index gives torch for processors, 3 GB where
-# it gives the one for CUDA); 3 for the tests.
+# it gives the one for CUDA); 5 for the tests.
 test-engines: export HF_HUB_OFFLINE := 1
 test-engines: setup model models engines ## every heavy engine on real models, in .venv-engines
 	$(ENGINES_BIN)/python -m scripts.get_models ring1 ring2

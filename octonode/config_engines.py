@@ -17,7 +17,7 @@ class EnginesConfig:
     parallel: int = 4
     context_tokens: int = 2048
     prefill_chunk_tokens: int = 0
-    """Prompt tokens taken in at a time; 0: as many as take 150 ms, measured when a model is loaded."""
+    """Prompt tokens taken in at a time; 0: as many as take 120 ms, measured when a model is loaded."""
     speculation: Literal["auto", "off"] = "auto"
     """`auto`: llama.cpp guesses ahead what repeats the prompt, where it is loaded for one or two streams
     (`engines.parallel`). It then cannot tell the probabilities of tokens."""
@@ -44,6 +44,7 @@ class EnginesConfig:
     load_timeout_seconds: float = 300.0
     no_progress_timeout_seconds: float = 60.0
     crashes_before_quarantine: int = 5
+    """In a row; three of them where the engine dies before the model is loaded."""
     scripted_tokens_per_second: float = 0.0
     """Pace of the scripted engine; 0: as fast as it can."""
     scripted_answer_tokens: int = 0

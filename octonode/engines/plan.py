@@ -45,6 +45,8 @@ class Policy:
     back_off_first_seconds: float = 0.5
     back_off_max_seconds: float = 60.0
     crashes_before_quarantine: int = 5
+    loads_before_quarantine: int = 3
+    """Deaths in a row before it was loaded: what kills a load is rarely chance."""
     stable_seconds: float = 300.0
     """A worker that has been ready this long has its crashes forgiven."""
 
@@ -73,6 +75,8 @@ class Crashes:
     last_at: float
     request: LoadRequest
     reason: str
+    at_load: int = 0
+    """The last ones in a row that came before it was loaded."""
     lasting: bool = False
     """Trying again cannot help: the engine is not installed, the format is refused."""
     quarantined: bool = False
@@ -234,9 +238,9 @@ def _quarantine(view: _View) -> Action | None:
     crashes = view.crashes
     if crashes is None or crashes.quarantined or view.worker is not None:
         return None
-    if crashes.lasting or crashes.count >= view.policy.crashes_before_quarantine:
-        return Quarantine(view.root)
-    return None
+    policy = view.policy
+    too_often = crashes.count >= policy.crashes_before_quarantine or crashes.at_load >= policy.loads_before_quarantine
+    return Quarantine(view.root) if crashes.lasting or too_often else None
 
 
 def _start(view: _View) -> Action | None:

@@ -227,13 +227,14 @@ class Supervisor:
             if lease is not None:
                 lease.close()
         if not link.unloaded:
-            self._note_failure(link.root, link.request, error)
+            self._note_failure(link.root, link.request, error, loaded=link.facts is not None)
         self._note_change_and_wake()
 
-    def _note_failure(self, root: str, request: LoadRequest, error: OctonodeError) -> None:
+    def _note_failure(self, root: str, request: LoadRequest, error: OctonodeError, *, loaded: bool = False) -> None:
         before = self._crashes.get(root)
         count = 1 if before is None else before.count + 1
-        self._crashes[root] = Crashes(count, trio.current_time(), request, error.message, lasting(error))
+        at_load = 0 if loaded else 1 if before is None else before.at_load + 1
+        self._crashes[root] = Crashes(count, trio.current_time(), request, error.message, at_load, lasting(error))
         self._last_errors[root] = error
         log.warning("model %s failed (%d in a row): %s", root, count, error.message)
 

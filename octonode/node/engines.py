@@ -10,7 +10,7 @@ import trio
 
 from octonode.api.schema.engines import EngineFacts, EngineList, LoadedModel, SkillSpeed, Speed
 from octonode.config import EnginesConfig
-from octonode.engines.installing import PACKAGES, Package, advise, gpu_kinds, platform_of
+from octonode.engines.installing import BY_ENGINE, advise, gpu_kinds
 from octonode.engines.measuring import Figures
 from octonode.engines.select import ENGINES, EngineRow, installed, python_for
 from octonode.engines.supervisor import Supervisor, WorkerStatus
@@ -118,13 +118,8 @@ def _speed(figures: Figures) -> Speed:
 
 def _command(row: EngineRow, hardware: Hardware | None) -> str:
     """What to type for it on this machine, or why it never runs here; the plain extra where nothing better is known."""
-    package: Package | None = next((each for each in PACKAGES if row.name in each.engines), None)
+    package = BY_ENGINE.get(row.name)
     if package is not None and hardware is not None:
-        platform = platform_of(hardware)
-        for way in package.ways:
-            if way.platform == platform:
-                return way.command
         advice = next(each for each in advise(hardware) if each.package is package)
-        if advice.way is None:
-            return f"cannot run here: {advice.lacks}"
+        return f"cannot run here: {advice.lacks}" if advice.way is None else advice.way.command
     return f"pip install '{row.extra}'" if row.extra.startswith("octonode") else row.extra

@@ -104,13 +104,14 @@ class Measurer:
                     break
         await self._values.set_value(KEY + root, json.dumps(asdict(figures)).encode())
         log.info("%s was measured: %s", root, figures)
-        self._take(root, figures)
+        self._take(root, figures, anew=True)
         return figures
 
-    def _take(self, root: str, figures: Figures) -> None:
+    def _take(self, root: str, figures: Figures, *, anew: bool = False) -> None:
         self._figures[root] = figures
         if figures.tokens_per_second:
-            self._slots.measured.begin(root, Measured(figures.tokens_per_second, figures.first_token_ms))
+            measured = Measured(figures.tokens_per_second, figures.first_token_ms)
+            self._slots.measured.begin(root, measured, anew=anew)
         self._changed()
 
     async def _until_quiet(self, root: str, engine: Engine) -> None:

@@ -47,7 +47,7 @@ from octonode.node.gpus import Gpus
 from octonode.node.names import Names
 from octonode.node.peers import remembered
 from octonode.node.resolving import Resolver
-from octonode.node.seating import MachineMemory, server_devices
+from octonode.node.seating import MachineMemory, server_devices, server_machines
 from octonode.node.shelf import Shelf
 from octonode.node.source import Source
 from octonode.node.wishes import Wishes
@@ -125,8 +125,9 @@ def build_holdings(config: Config, key: NodeKey, reach: Reach) -> Holdings:
     gate = Gate(library)
     gpus = Gpus()
     memory = MachineMemory(
-        gate=gate, workers=supervisor, gpus=gpus, settings=config.engines, server_devices=server_devices(config)
-    )
+        gate=gate, workers=supervisor, gpus=gpus, settings=config.engines,
+        server_devices=server_devices(config), server_machines=server_machines(config),
+    )  # fmt: skip
     room = Room(
         memory,
         gpu_reserve_bytes=config.engines.gpu_memory_reserve_bytes,

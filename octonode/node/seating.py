@@ -36,6 +36,8 @@ from octonode.tasks.resident import ResolvedModel
 SPLITTING = ("llama", "llama-cpp-python", "transformers")
 """Workers' engines that spread one model over several GPUs by themselves."""
 READS_NOTHING = ("scripted", "probe")
+GPU_BATCH_TOKENS = 512
+"""Taken in at a time on a GPU where the settings do not say: what llama.cpp is loaded with at first."""
 ELSEWHERE = "openai-server"
 """An engine that somebody else runs: its memory is not ours to give."""
 
@@ -71,9 +73,12 @@ class MachineMemory:
         gpus: Readings,
         settings: EnginesConfig,
         server_devices: Mapping[str, int] | None = None,
+        server_machines: Mapping[str, int] | None = None,
     ) -> None:
-        """`server_devices`: of engines that are servers, how many GPUs of this machine they are configured for."""
+        """`server_devices`: of engines that are servers, how many GPUs of this machine they are configured for;
+        `server_machines`: over how many machines they split a model."""
         self._server_devices = server_devices or {}
+        self._server_machines = server_machines or {}
         self._gate = gate
         self._workers = workers
         self._gpus = gpus
@@ -120,17 +125,17 @@ class MachineMemory:
         if request.engine == ELSEWHERE:
             return Model(model.root, ram_bytes=0)
         subject = await self._subject(model)
-        row = BY_NAME.get(request.engine)
         own_python = bool(python_for(request.engine, self._settings.pythons))
         kinds = self._kinds.get(request.engine)
         if kinds is None:
             kinds = await trio.to_thread.run_sync(lambda: gpu_kinds(request.engine, elsewhere=own_python))
-        server = row is not None and row.where == "server"
+        server = _is_server(request.engine)
         wanted = self._server_devices.get(request.engine, 0) if server else 0
+        machines = self._server_machines.get(request.engine, 1)
         return Model(
             model.root,
-            gpu_bytes=_need(subject, request, "vram") if kinds else None,
-            ram_bytes=None if subject.format == "tensorrt" else _need(subject, request, "ram"),
+            gpu_bytes=_need(subject, request, "vram", machines) if kinds else None,
+            ram_bytes=None if subject.format == "tensorrt" else _need(subject, request, "ram", machines),
             kinds=kinds,
             device_bytes=GPU_PROCESS_BYTES,
             devices_min=wanted or 1,
@@ -148,7 +153,7 @@ class MachineMemory:
         subject = Subject(model.root, model.format, PROCESS_BYTES, PROCESS_BYTES)
         if request.engine not in READS_NOTHING:
             subject = await self._subject(model)
-        return judge(subject, machine, request.context_tokens, parallel=request.parallel)
+        return judge(subject, machine, request.context_tokens, parallel=_contexts(request))
 
     async def _subject(self, model: ResolvedModel) -> Subject:
         info = await self._gate.info(model.root)
@@ -156,21 +161,37 @@ class MachineMemory:
         return replace(subject, category=model.category)
 
 
-def _need(subject: Subject, request: LoadRequest, place: Literal["vram", "ram"]) -> int:
-    batch = request.options.get("prefill_chunk_tokens") or BATCH_TOKENS  # 0: measured once it is loaded
-    return need_of(
-        subject, request.context_tokens, place=place, parallel=request.parallel, batch_tokens=int(batch)
-    ).total_bytes
+def _need(subject: Subject, request: LoadRequest, place: Literal["vram", "ram"], machines: int = 1) -> int:
+    """On this machine, where as many share the layers."""
+    guess = GPU_BATCH_TOKENS if place == "vram" else BATCH_TOKENS  # measured once it is loaded
+    batch = request.options.get("prefill_chunk_tokens") or guess
+    need = need_of(subject, request.context_tokens, place=place, parallel=_contexts(request), batch_tokens=int(batch))
+    return -(-(need.weights_bytes + need.cache_bytes) // machines) + need.overhead_bytes
+
+
+def _contexts(request: LoadRequest) -> int:
+    """Whole contexts that there must be room for: a server pages its cache, starts with one, and lets others wait."""
+    return 1 if _is_server(request.engine) else request.parallel
+
+
+def _is_server(engine: str) -> bool:
+    row = BY_NAME.get(engine)
+    return row is not None and row.where == "server"
 
 
 def server_devices(config: Config) -> dict[str, int]:
     """GPUs of this machine that each kind of server takes. Over Ray each machine has one group of layers."""
     vllm, tensorrt = config.vllm, config.tensorrt_llm
-    groups = 1 if vllm.distributed_executor_backend == "ray" else vllm.pipeline_parallel_size
     return {
-        "vllm": vllm.tensor_parallel_size * groups,
+        "vllm": vllm.tensor_parallel_size * vllm.pipeline_parallel_size // server_machines(config)["vllm"],
         "tensorrt-llm": tensorrt.tensor_parallel_size * tensorrt.pipeline_parallel_size,
     }
+
+
+def server_machines(config: Config) -> dict[str, int]:
+    """Machines over which each kind of server splits a model, docs/vllm-ray.md: this one holds its share alone."""
+    over_ray = config.vllm.distributed_executor_backend == "ray"
+    return {"vllm": max(1, config.vllm.pipeline_parallel_size) if over_ray else 1}
 
 
 def _own_bytes(device: str, seats: Mapping[str, Seat], workers: Mapping[str, WorkerStatus]) -> int:

@@ -41,9 +41,12 @@ class Measurements:
     def of(self, root: str) -> Measured:
         return self._by_root.get(root, Measured())
 
-    def begin(self, root: str, measured: Measured) -> None:
-        """What the node has measured itself, until tasks have shown more."""
+    def begin(self, root: str, measured: Measured, *, anew: bool = False) -> None:
+        """What the node has measured itself, until tasks have shown more. `anew`: in place of what they have shown."""
+        if anew:
+            self._by_root.pop(root, None)
         self._by_root.setdefault(root, measured)
+        self._keep_to_the_bound()
 
     def note(self, root: str, *, first_token_ms: float, tokens: int, seconds: float) -> None:
         """`tokens` were decoded in `seconds` after the first one."""
@@ -56,6 +59,9 @@ class Measurements:
                 self._mean(before.tokens_per_second, speed), self._mean(before.first_token_ms, first_token_ms)
             )
         self._by_root[root] = after
+        self._keep_to_the_bound()
+
+    def _keep_to_the_bound(self) -> None:
         if len(self._by_root) > self.MODELS_MAX:
             del self._by_root[next(iter(self._by_root))]
 

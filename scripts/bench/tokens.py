@@ -7,7 +7,7 @@ worker, and xllamacpp's HTTP server with the settings that our worker gives it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,12 +43,17 @@ _OWN = f"xllamacpp's own HTTP server with the same settings, {_MODEL}"
 
 BARE = {n: Goal(f"tokens_through_peer_{n}", "ratio", ">=", 0.97, f"{_BARE}, {n} streams") for n in STREAMS}
 OWN = {n: Goal(f"tokens_peer_vs_own_server_{n}", "ratio", ">=", 0.97, f"{_OWN}, {n} streams") for n in STREAMS}
-FIRST = Goal("first_token_real_added_p50", "ms", "<=", 10, f"{_BARE}, 1 stream, p50 of each")
+FIRST_BARE = {
+    n: Goal(f"first_token_real_added_p50_{n}", "ms", "<=", 10, f"{_BARE}, {n} streams, p50 of each") for n in STREAMS
+}
+FIRST_OWN = {
+    n: Goal(f"first_token_vs_own_server_p50_{n}", "ms", "<=", 10, f"{_OWN}, {n} streams, p50 of each") for n in STREAMS
+}
 GAIN = Goal(
     "streams_gain_8", "ratio", ">=", 0.95, "gain from 1 to 8 streams through a peer / of the engine's own server"
 )
 LAG = Goal("loop_lag_p99_32_streams", "ms", "<=", 30, "the worse of both daemons' loops, looked at four times a second")
-GOALS = (*BARE.values(), *OWN.values(), FIRST, GAIN, LAG)
+GOALS = (*BARE.values(), *OWN.values(), *FIRST_BARE.values(), *FIRST_OWN.values(), GAIN, LAG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +151,29 @@ async def measure(folder: Path) -> list[Row]:
         for streams in STREAMS:
             async with lags_of((provider, asker)) as lags:
                 speeds[streams], firsts = await rounds(ways, streams, ROUNDS[streams])
-            rows.append(BARE[streams].row(_ratio(speeds[streams], "bare"), ROUNDS[streams]))
-            rows.append(OWN[streams].row(_ratio(speeds[streams], "own"), ROUNDS[streams]))
-            if streams == 1:
-                added = percentile(firsts["peer"], 0.5) - percentile(firsts["bare"], 0.5)
-                rows.append(FIRST.row(added * 1000, ROUNDS[1]))
+            for way, tokens, first in (("bare", BARE, FIRST_BARE), ("own", OWN, FIRST_OWN)):
+                rows.append(tokens[streams].row(ratio(speeds[streams], way), ROUNDS[streams]))
+                rows.append(first[streams].row(added_ms(firsts, way), len(firsts["peer"])))
             if streams == most:
                 rows.append(LAG.row(percentile(lags, 0.99) * 1000, len(lags)))
-    gains = {way: median(speeds[8][way]) / median(speeds[1][way]) for way in ("peer", "own")}
-    rows.append(GAIN.row(gains["peer"] / gains["own"], ROUNDS[8]))
+    rows.append(GAIN.row(gain(speeds[8], speeds[1]), ROUNDS[8]))
     return rows
 
 
-def _ratio(speeds: dict[str, list[float]], against: str) -> float:
+def ratio(speeds: Mapping[str, Sequence[float]], against: str) -> float:
+    """Tokens through the peer to those of the other way, each pair of the same round."""
     return median([ours / theirs for ours, theirs in zip(speeds["peer"], speeds[against], strict=True)])
+
+
+def added_ms(firsts: Mapping[str, Sequence[float]], against: str) -> float:
+    """By how much the median first token of the peer comes later than that of the other way."""
+    return (percentile(firsts["peer"], 0.5) - percentile(firsts[against], 0.5)) * 1000
+
+
+def gain(many: Mapping[str, Sequence[float]], one: Mapping[str, Sequence[float]]) -> float:
+    """What many streams gain over one through the peer, to what they gain at the engine's own server."""
+    gains = {way: median(many[way]) / median(one[way]) for way in ("peer", "own")}
+    return gains["peer"] / gains["own"]
 
 
 async def rounds(

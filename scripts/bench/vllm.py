@@ -16,8 +16,8 @@ from octonode.engines.servers.vllm import MODEL_NAME, SOCKET_NAME, VllmServer
 from scripts.bench.daemon import free_port
 from scripts.bench.nodes import ROOT, pair
 from scripts.bench.own_server import serving
-from scripts.bench.rows import Goal, Row, median, percentile
-from scripts.bench.tokens import STREAMS, ask_api, rounds
+from scripts.bench.rows import Goal, Row
+from scripts.bench.tokens import STREAMS, added_ms, ask_api, gain, ratio, rounds
 
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 MODEL = ROOT / "build" / "models" / "smollm2-safetensors"
@@ -29,8 +29,13 @@ _AGAINST = "vLLM's own HTTP server with the same arguments, in turn; SmolLM2-135
 GOALS_BY_STREAMS = {
     n: Goal(f"vllm_peer_vs_own_server_{n}", "ratio", ">=", 0.97, f"{_AGAINST}, {n} streams") for n in STREAMS
 }
-FIRST = Goal("vllm_first_token_added_p50", "ms", "<=", 10, f"{_AGAINST}, 1 stream, p50 of each")
-GOALS = (*GOALS_BY_STREAMS.values(), FIRST)
+FIRST = {
+    n: Goal(f"vllm_first_token_added_p50_{n}", "ms", "<=", 10, f"{_AGAINST}, {n} streams, p50 of each") for n in STREAMS
+}
+GAIN = Goal(
+    "vllm_streams_gain_8", "ratio", ">=", 0.95, "gain from 1 to 8 streams through a peer / of vLLM's own server"
+)
+GOALS = (*GOALS_BY_STREAMS.values(), *FIRST.values(), GAIN)
 SETTINGS = VllmConfig(dtype="bfloat16", enforce_eager=True)
 
 
@@ -45,13 +50,12 @@ async def measure(folder: Path) -> list[Row]:
     rows: list[Row] = []
     async with pair(folder, MODEL, start_seconds=START_SECONDS, **values) as (_, asker, reference), _own(folder) as own:
         ways = {"peer": partial(ask_api, asker.api, reference), "own": partial(ask_api, own, MODEL_NAME)}
+        speeds: dict[int, dict[str, list[float]]] = {}
         for streams in STREAMS:
-            speeds, firsts = await rounds(ways, streams, ROUNDS)
-            ratios = [ours / theirs for ours, theirs in zip(speeds["peer"], speeds["own"], strict=True)]
-            rows.append(GOALS_BY_STREAMS[streams].row(median(ratios), ROUNDS))
-            if streams == 1:
-                added = percentile(firsts["peer"], 0.5) - percentile(firsts["own"], 0.5)
-                rows.append(FIRST.row(added * 1000, ROUNDS))
+            speeds[streams], firsts = await rounds(ways, streams, ROUNDS)
+            rows.append(GOALS_BY_STREAMS[streams].row(ratio(speeds[streams], "own"), ROUNDS))
+            rows.append(FIRST[streams].row(added_ms(firsts, "own"), len(firsts["peer"])))
+    rows.append(GAIN.row(gain(speeds[8], speeds[1]), ROUNDS))
     return rows
 
 

@@ -142,9 +142,8 @@ async def test_slow_prefill_is_progress(scripted, supervise, ask, generate):
 
 
 async def test_a_model_that_always_crashes_is_quarantined_until_released(scripted, supervise):
-    policy = replace(QUICK, crashes_before_quarantine=3)
     load = scripted(crash_at_load=True, crash_signal="SIGSEGV")
-    async with supervise(load, policy=policy) as supervisor:
+    async with supervise(load, policy=QUICK) as supervisor:  # by default at the third death at load
         with pytest.raises(EngineCrashed) as caught:
             await supervisor.wait_ready(ROOT)
         assert "SIGSEGV" in caught.value.message

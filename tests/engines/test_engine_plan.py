@@ -58,6 +58,7 @@ TABLE = {
     "just crashed": (None, crashes(), WANTED, []),
     "crashed, back-off over": (None, crashes(ago=0.5), WANTED, [Start("r", LOAD)]),
     "third crash, back-off longer": (None, crashes(3, ago=1.9), WANTED, []),
+    "third death at load": (None, crashes(3, ago=1.9, at_load=3), WANTED, [Quarantine("r")]),
     "third crash, back-off over": (None, crashes(3, ago=2.0), WANTED, [Start("r", LOAD)]),
     "fifth crash": (None, crashes(5, ago=999), WANTED, [Quarantine("r")]),
     "cannot be mended": (None, crashes(1, ago=999, lasting=True), WANTED, [Quarantine("r")]),
@@ -140,7 +141,9 @@ LOADS = st.sampled_from([LOAD, OTHER])
 WORKERS = st.builds(
     SeenWorker, LOADS, st.sampled_from(Phase), TIMES, TIMES, TIMES, st.integers(0, 3), st.integers(0, 2000)
 )
-FAILURES = st.builds(Crashes, st.integers(1, 8), TIMES, LOADS, st.just("died"), st.booleans(), st.booleans())
+FAILURES = st.builds(
+    Crashes, st.integers(1, 8), TIMES, LOADS, st.just("died"), st.integers(0, 8), st.booleans(), st.booleans()
+)
 SEEN = st.builds(Observed, st.dictionaries(ROOTS, WORKERS), st.dictionaries(ROOTS, FAILURES))
 
 
@@ -159,6 +162,7 @@ def test_never_two_workers_and_never_a_quarantined_start(observed, desired, now)
                 assert not failed.quarantined
                 assert not failed.lasting
                 assert failed.count < POLICY.crashes_before_quarantine
+                assert failed.at_load < POLICY.loads_before_quarantine
                 assert now >= failed.last_at + back_off_seconds(failed.count, POLICY)
         elif isinstance(action, (Stop, Drain, Kill)):
             assert observed.workers[action.root].phase is not Phase.STOPPING

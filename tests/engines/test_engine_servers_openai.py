@@ -23,11 +23,17 @@ from octonode.engines.select import load_request
 from octonode.errors import ConfigError, EngineCrashed, OctonodeError
 from tests.engines.test_engine_conformance import (  # noqa: F401 - collected here, over the engine of this file
     test_a_greedy_answer_is_the_same_twice_and_has_its_facts,
+    test_a_long_prompt_does_not_stall_what_runs,
+    test_a_pattern_that_explodes_is_held_to_or_refused_and_hangs_nothing,
     test_a_prompt_over_the_context_is_refused_and_costs_nothing,
+    test_a_raw_prompt_is_gone_on_from_without_a_template,
+    test_a_schema_that_is_none_is_refused_and_costs_nothing,
     test_a_stop_string_ends_the_answer_and_is_not_in_it,
+    test_an_answer_by_a_schema_satisfies_it_cold_and_hot,
     test_an_answer_ends_where_the_context_does,
     test_an_answer_goes_on_from_what_the_assistant_already_said,
     test_cancelling_the_reader_cancels_a_waiting_request,
+    test_each_token_comes_with_its_probability,
     test_leaving_early_cancels_decoding,
     test_leaving_early_cancels_prefill_and_the_next_is_served,
     test_max_tokens_ends_the_answer,
@@ -35,6 +41,8 @@ from tests.engines.test_engine_conformance import (  # noqa: F401 - collected he
     test_pieces_join_to_whole_characters,
     test_requests_run_at_the_same_time,
     test_sampling_repeats_with_its_seed_and_not_without,
+    test_too_many_requests_are_refused_and_not_queued_without_end,
+    test_what_no_engine_can_run_is_refused,
 )
 
 pytestmark = [pytest.mark.process, pytest.mark.model]

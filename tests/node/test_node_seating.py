@@ -13,14 +13,14 @@ import pytest
 from octonode.config import Config, EnginesConfig
 from octonode.config_engines import VllmConfig
 from octonode.engines.contract import EngineFacts, LoadRequest
-from octonode.engines.placement import RAM, Model, Seat, Shortage, Space
+from octonode.engines.placement import RAM, Model, Seat, Shortage, Space, World, plan
 from octonode.engines.supervisor import WorkerStatus
 from octonode.hardware.facts import Gpu, GpuPartition
 from octonode.hardware.live import Reading
 from octonode.models.formats import CacheGroup, FormatInfo, Shape
 from octonode.models.requirements import GPU_PROCESS_BYTES, PROCESS_BYTES, SERVER_BYTES
 from octonode.node import seating
-from octonode.node.seating import MachineMemory, server_devices
+from octonode.node.seating import MachineMemory, server_devices, server_machines
 from octonode.tasks.resident import ResolvedModel
 
 GB = 10**9
@@ -118,12 +118,12 @@ async def test_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_model_needs_weights_cache_and_what_its_engine_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seating, "gpu_kinds", lambda engine, *, elsewhere: ("cuda",))
     cache = 2 * 32 * 2048 * 2048 * 2
-    batch = 64 * 4 * (128_000 + 4096)
+    token = 4 * (128_000 + 4096)
     need = await Surroundings().memory().need(MODEL, LOAD)
     assert need == Model(
         "m",
-        gpu_bytes=5 * GB + cache + batch + GPU_PROCESS_BYTES,
-        ram_bytes=5 * GB + cache + batch + PROCESS_BYTES,
+        gpu_bytes=5 * GB + cache + 512 * token + GPU_PROCESS_BYTES,
+        ram_bytes=5 * GB + cache + 64 * token + PROCESS_BYTES,
         kinds=("cuda",),
         device_bytes=GPU_PROCESS_BYTES,
     )
@@ -156,6 +156,24 @@ async def test_a_server_takes_gpus_whole_as_many_as_it_is_configured_for() -> No
     assert "cuda" in need.kinds
     assert need.gpu_bytes is not None
     assert need.gpu_bytes > 5 * GB + SERVER_BYTES
+
+
+async def test_of_a_model_over_two_machines_this_one_must_hold_its_half_alone(tmp_path: Path) -> None:
+    """docs/vllm-ray.md: 120 GB of weights, and two GPUs of 48 GB at each end."""
+    around = Surroundings(replace(GPU, memory_used_bytes=0), replace(GPU, index=1, memory_used_bytes=0))
+    around.found = replace(INFO, format="safetensors", weights_bytes=120 * GB)
+    load = replace(LOAD, engine="vllm", context_tokens=8192, parallel=64)
+    ray = VllmConfig(tensor_parallel_size=2, pipeline_parallel_size=2, distributed_executor_backend="ray")
+    config = Config(tmp_path, vllm=ray)
+    memory = MachineMemory(
+        gate=around, workers=around, gpus=around, settings=EnginesConfig(pythons=("vllm=/somewhere/python",)),
+        server_devices=server_devices(config), server_machines=server_machines(config),
+    )  # fmt: skip
+    need = await memory.need(MODEL, load)
+    assert need.gpu_bytes is not None
+    assert 60 * GB + SERVER_BYTES < need.gpu_bytes < 65 * GB, "the cache of one context, not of 64"
+    seat = plan(World(await memory.spaces({}), (replace(need, asked=True),))).seats["m"]
+    assert seat.devices == ("cuda:0", "cuda:1")
 
 
 def test_the_gpus_of_a_server_are_those_of_this_machine(tmp_path: Path) -> None:

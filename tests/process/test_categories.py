@@ -14,8 +14,9 @@ import openai
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from octonode.api.schema import AddModel, ServeModel
+from octonode.api.schema import AddModel, ServeModel, to_json
 from octonode.api.schema.embeddings import vectors_of
+from octonode.api.schema.inference import Infer, InferenceCalls, Mode
 from octonode.client import Client
 from octonode.testing.daemon import Daemon
 from tests.process.fleet import Fleet, fails, known, octonode, proven, works
@@ -180,6 +181,25 @@ def test_a_text_gone_on_from_with_the_probabilities_of_its_tokens(asked: openai.
     assert "".join(choice.logprobs.tokens).startswith(" Paris")
     assert all(logprob <= 0 for logprob in choice.logprobs.token_logprobs or ())
     proven(answer.model_extra["octonode"], a, c)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("mode", ["realtime", "batch", "async"])
+def test_every_mode_on_real_engines(a: Daemon, c: Daemon, mode: Mode) -> None:
+    """The scripted engine shows what each mode does, `test_modes.py`; here the same goes through real ones at A."""
+    say = Infer(
+        f"{a.peer_id}/words", input={"prompt": "The capital of France is"},
+        parameters={"max_tokens": 4, "temperature": 0}, mode=mode,
+    )  # fmt: skip
+    embed = Infer(f"{a.peer_id}/minilm", skill="embed", input={"texts": SENTENCES[:1]}, mode=mode)
+    for asked in (say, embed):
+        with Client.from_home(c.home) as client:
+            given = client.do(InferenceCalls.submit(asked))
+        done = works(c.home, "task", "wait", given.id) if mode == "async" else to_json(given)
+        assert (done["state"], done["mode"]) == ("completed", mode)
+        assert done["octonode"]["provider"] == a.peer_id
+        proven(done["octonode"], a, c)
+        result = done["result"]
+        assert result["text"].startswith(" Paris") if asked is say else result["dimensions"] == 384
 
 
 def test_what_a_model_cannot_do_is_told_before_anybody_is_asked(

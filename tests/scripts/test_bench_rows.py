@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from scripts.bench import __main__ as bench
-from scripts.bench import chat
+from scripts.bench import chat, tokens, vllm
 from scripts.bench.rows import Goal, Row, percentile, table, write
 
 GOAL = Goal("speed", "ratio", ">=", 0.97, "the other")
@@ -62,6 +62,32 @@ def test_names_of_rows_are_unique_and_listed() -> None:
     assert len(set(names)) == len(names)
     assert {"first_token_added_p50", "tokens_through_peer_8", "load_lost", "fetch_ratio", "help"} <= set(names)
     assert {"burst_lost", "crowd_errors"} <= set(names)
+
+
+async def test_the_ways_are_compared_round_by_round_and_token_by_token(autojump_clock: trio.testing.MockClock) -> None:
+    """Through a peer a first token comes 5 ms later and the rest at the same pace."""
+
+    def way(late_seconds: float) -> tokens.Generate:
+        async def generate(prompt: str, max_tokens: int) -> tokens.Said:
+            await trio.sleep(late_seconds + max_tokens * 0.01)
+            return tokens.Said(max_tokens, late_seconds)
+
+        return generate
+
+    ways = {"peer": way(0.105), "bare": way(0.1), "own": way(0.1)}
+    one, firsts = await tokens.rounds(ways, 1, 3)
+    eight, _ = await tokens.rounds(ways, 8, 3)
+    assert tokens.added_ms(firsts, "own") == pytest.approx(5)
+    assert tokens.ratio(one, "bare") == pytest.approx(1.38 / 1.385)
+    assert tokens.gain(eight, one) == pytest.approx((0.74 / 0.745) / (1.38 / 1.385))
+
+
+def test_the_engines_are_measured_at_each_number_of_streams() -> None:
+    names = {goal.name for goal in (*tokens.GOALS, *vllm.GOALS)}
+    rows = ["tokens_through_peer", "tokens_peer_vs_own_server", "vllm_peer_vs_own_server"]
+    rows += ["first_token_real_added_p50", "first_token_vs_own_server_p50", "vllm_first_token_added_p50"]
+    for row in rows:
+        assert {f"{row}_{n}" for n in (1, 4, 8, 32)} <= names
 
 
 def test_an_unknown_row_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octonode.errors import Refused
-from octonode.tasks.slots import EngineSlots, Measurements
+from octonode.tasks.slots import EngineSlots, Measured, Measurements
 
 
 async def test_as_many_run_as_fit_and_the_rest_go_in_order_of_arrival() -> None:
@@ -133,3 +133,17 @@ def test_figures_follow_the_tasks_and_are_bounded() -> None:
     for number in range(Measurements.MODELS_MAX + 5):
         measured.note(f"m{number}", first_token_ms=1, tokens=1, seconds=1)
     assert measured.of("m").tokens_per_second == 0
+
+
+def test_what_the_node_measures_is_a_beginning_and_counts_again_where_it_was_asked_for() -> None:
+    measured = Measurements()
+    measured.begin("m", Measured(40.0, 90.0))
+    measured.note("m", first_token_ms=90, tokens=50, seconds=1.0)
+    before = measured.of("m")
+    measured.begin("m", Measured(9.0, 9.0))
+    assert measured.of("m") == before, "tasks have shown more"
+    measured.begin("m", Measured(9.0, 9.0), anew=True)
+    assert measured.of("m") == Measured(9.0, 9.0)
+    for number in range(Measurements.MODELS_MAX + 5):
+        measured.begin(f"m{number}", Measured(1.0, 1.0))
+    assert measured.of("m") == Measured(), "bounded too"

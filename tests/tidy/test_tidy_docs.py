@@ -15,7 +15,9 @@ import typer.main
 
 from octonode import config, errors
 from octonode.cli.main import app
+from octonode.engines.servers.vllm import check_settings
 from octonode.metrics import Metrics
+from octonode.node.seating import server_devices, server_machines
 from tests.tidy import tree
 
 README = tree.text(tree.ROOT / "README.md")
@@ -138,6 +140,17 @@ def test_every_config_loads_and_explains_itself(path: Path, home: Path) -> None:
     comments = [line for line in tree.text(path).splitlines() if "#" in line]
     assert settings
     assert len(comments) >= len(settings) / 2
+
+
+def test_the_recipe_for_two_machines_is_what_a_node_takes(home: Path) -> None:
+    text = tree.text(tree.ROOT / "docs" / "vllm-ray.md")
+    settings = "\n".join(re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S))
+    (home / "recipe.toml").write_text(settings, encoding="utf-8")
+    loaded = config.load(home=home, file=home / "recipe.toml", environ={})
+    check_settings(loaded.vllm)
+    assert (server_machines(loaded)["vllm"], server_devices(loaded)["vllm"]) == (2, 2)
+    assert "--role storage" in text
+    assert not re.findall(r"--role storage.*--model", text), "such a node keeps models and serves none: it is refused"
 
 
 def test_prometheus_rules_name_metrics_that_exist() -> None:

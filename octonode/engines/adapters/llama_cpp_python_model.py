@@ -223,7 +223,7 @@ class LlamaModel:
         return count / seconds
 
     def measured_chunk(self) -> int:
-        """Prompt tokens that take about 150 ms: timed with few, and with many where few say little."""
+        """Prompt tokens that take about 120 ms: timed with few, and with many where few say little."""
         self.prefill_speed(8)  # warm-up
         speed = self.prefill_speed(32)
         if chunking.chunk_tokens(speed) >= 64:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from octonode.engines.quantizing import comparing
 from octonode.engines.quantizing.job import Job, Made, Quality, Tell
+from octonode.engines.quantizing.onnx_perplexity import perplexity
 from octonode.errors import OctonodeError
 
 INT4_BLOCK: Final = 32
@@ -133,12 +134,18 @@ def _session(graph: Path) -> Any:
 
 
 def _quality(job: Job, parent: Path, made: Path) -> Quality:
-    """Of embeddings the cosine between what both say of the same sentences."""
-    if job.category != "embeddings":
+    """Of embeddings the cosine between what both say of the same sentences, of language models the perplexity."""
+    if job.category not in ("embeddings", "llm"):
         return Quality(reason=f"nothing is measured for ONNX models of category {job.category}")
     tokenizer = Path(job.source) / "tokenizer.json"
     if not tokenizer.is_file():
         return Quality(reason="the model brings no tokenizer.json")
+    if job.category == "llm":
+        try:
+            before, after = (perplexity(_session(graph), tokenizer) for graph in (parent, made))
+        except OctonodeError as error:
+            return Quality(reason=error.message)
+        return Quality("perplexity", before, after)
     pooling = comparing.pooling_of(Path(job.source))
     return comparing.cosines(_embeddings(parent, tokenizer, pooling), _embeddings(made, tokenizer, pooling))
 

@@ -14,6 +14,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Final
 
+from octonode.engines.constraint.gbnf import grammar_for
 from octonode.engines.contract import FinishReason, GenerateRequest, TokenLogprob
 from octonode.errors import OctonodeError
 
@@ -35,7 +36,7 @@ class Dialect:
     bare_prompts_keep_schemas: bool = True
     """It constrains `/v1/completions` by `response_format` too."""
     logprobs_min: int = 0
-    """The least that `/v1/completions` takes for the chosen token alone."""
+    """The least that it takes for the chosen token alone."""
 
 
 VLLM: Final = Dialect(
@@ -100,8 +101,8 @@ def _add_prompt(body: dict[str, Any], request: GenerateRequest, dialect: Dialect
         return
     if dialect.bare_prompts_keep_schemas:
         body["response_format"] = _response_format(request.schema)
-    elif dialect is LLAMA:
-        body["json_schema"] = _schema(request.schema) or {"type": "object"}
+    elif dialect is LLAMA:  # its own way from a schema passes over what it cannot enforce
+        body["grammar"] = grammar_for(request.schema)
     else:
         raise OctonodeError(f"a server of kind {dialect.name} takes no schema for a bare prompt", code="UNSUPPORTED")
 
@@ -115,8 +116,10 @@ def _add_messages(body: dict[str, Any], request: GenerateRequest, dialect: Diale
         body.update(dialect.continues)
     if request.logprobs:
         body["logprobs"] = True
-        body["top_logprobs"] = max(0, request.logprobs)
-    if request.schema:
+        body["top_logprobs"] = max(dialect.logprobs_min, request.logprobs, 0)
+    if request.schema and dialect is LLAMA:
+        body["grammar"] = grammar_for(request.schema)
+    elif request.schema:
         body["response_format"] = _response_format(request.schema)
 
 

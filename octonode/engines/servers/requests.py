@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import trio
 
 from octonode.engines.calls import Call
 from octonode.engines.contract import EngineFacts, Finished, FinishReason, GenerateRequest, Prefill
@@ -38,7 +41,8 @@ async def run(
 
     Raises what `OpenAiServer.stream` raises. Being cancelled closes the connection, which cancels it there.
     """
-    body = body_of(request, seen.model, seen.facts.context_tokens, seen.dialect)
+    written = partial(body_of, request, seen.model, seen.facts.context_tokens, seen.dialect)
+    body = await trio.to_thread.run_sync(written) if request.schema else written()  # a grammar may take a second
     try:
         return await _run_once(call, request, server, path_of(request), body, on_news)
     except OctonodeError as error:
