@@ -1,4 +1,7 @@
-"""Fixtures for every ring: a node's home, the real model, and a guard against processes left behind."""
+"""Fixtures for every ring: a node's home, the real model, a clock that jumps, a guard against processes left behind.
+
+Nothing here or in the tests may depend on how fast the machine is: CI compiles beside the tests.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio.testing
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-CHILDREN_GRACE_SECONDS = 5.0
+CHILDREN_GRACE_SECONDS = 30.0
+
+# A loaded machine is no fault of a property: neither how long an example takes nor how long it takes to make one.
+settings.register_profile(
+    "octonode",
+    settings(),
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.too_slow],
+)
+settings.load_profile("octonode")
+
+# Nor is it a fault of a server that is asked without a word about time: httpx would wait for 5 seconds.
+for step in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, step, 60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +43,25 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("OCTONODE_") and name not in ("OCTONODE_TEST_MODEL", "OCTONODE_NETWORK_MUXER"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """As that of pytest-trio, but it does not jump while a thread is at work, however long the machine lets that wait.
+
+    The other one runs on meanwhile, by hours while a row is written, and timeouts strike that nobody would have seen.
+    """
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    jump = clock._autojump
+
+    def jump_without_threads() -> None:
+        if trio.testing.active_thread_count():
+            time.sleep(0.001)  # the loop looks again at once; the thread shall have the interpreter
+        else:
+            jump()
+
+    clock._autojump = jump_without_threads  # type: ignore[method-assign]
+    return clock
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def new_store(tmp_path: Path, name: str) -> ModelStore:
 
 async def kept(nginx: Nginx, pieces: int) -> None:
     """Until that many whole pieces are in the cache: the last is moved there once the asker has it."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(nginx.kept(MIB)) != pieces:
             await trio.sleep(0.01)
 

@@ -195,9 +195,10 @@ async def test_wants_of_a_caller_that_leaves_are_cancelled(memory: World) -> Non
     with trio.fail_after(30):
         node, raw = await memory.node(), await memory.raw()
         await raw.host.connect(node.host.addresses[0])
-        with trio.move_on_after(0.3):
-            await node.get(raw.id, blocks)
-        assert len(await raw.next_wants()) == 3
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.get, raw.id, blocks)
+            assert len(await raw.next_wants()) == 3
+            nursery.cancel_scope.cancel()
         cancels = await raw.next_wants(cancels=True)
         assert {entry.cid for entry in cancels} == {raw_cid(block).raw for block in blocks}
 
@@ -257,8 +258,8 @@ async def test_streams_are_finished_when_nothing_was_wanted_for_a_while(world: W
         for _ in range(3):
             assert await asker.get(holder.id, blocks) == blocks
             await trio.sleep(0.6)
-        if world.kind == "memory":
-            assert asker.host.streams_open == 0  # type: ignore[attr-defined]
+            while world.kind == "memory" and asker.host.streams_open:  # type: ignore[attr-defined]
+                await trio.sleep(0.01)
 
 
 async def test_uploads_keep_to_the_pace_that_they_share(memory: World) -> None:

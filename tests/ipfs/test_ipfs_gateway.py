@@ -59,7 +59,7 @@ async def test_askers_do_not_take_the_threads_of_the_rest_of_the_node(one_file: 
             while gateway.connections < 60:
                 await trio.sleep(0.01)
             await trio.sleep(0.2)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 assert await trio.to_thread.run_sync(lambda: "done", abandon_on_cancel=True) == "done"
         finally:
             release.set()
@@ -133,11 +133,11 @@ async def _until(condition: Callable[[], object]) -> None:
 
 
 async def _raw(gateway: Gateway, data: bytes) -> tuple[trio.SocketStream, bytes]:
-    """Send bytes and read until the gateway closes, or says nothing for a moment."""
+    """Send bytes and read until the gateway closes, or has said what is wrong."""
     stream = await trio.open_tcp_stream("127.0.0.1", gateway.port)
     await stream.send_all(data)
     out = b""
-    with trio.move_on_after(5):
+    with trio.fail_after(60):
         while piece := await stream.receive_some():
             out += piece
             if out.endswith(b"}}\n"):
@@ -163,7 +163,7 @@ async def test_junk_is_answered_and_the_connection_closed(
         stream, out = await _raw(gateway, request_bytes)
         async with stream:
             assert out.split(b" ", 2)[1] == status
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 try:
                     while await stream.receive_some():
                         pass
@@ -182,7 +182,7 @@ async def test_pipelined_requests_on_one_connection(one_file: Any, serve: Any) -
 
 
 async def test_slow_loris_is_cut_and_others_are_served(one_file: Any, serve: Any) -> None:
-    limits = GatewayLimits(head_timeout_seconds=0.2, idle_timeout_seconds=0.2)
+    limits = GatewayLimits(head_timeout_seconds=1.0, idle_timeout_seconds=1.0)
     async with serve(one_file, limits) as gateway:
         slow = [await trio.open_tcp_stream("127.0.0.1", gateway.port) for _ in range(20)]
         for stream in slow[:10]:

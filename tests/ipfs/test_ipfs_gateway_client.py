@@ -104,7 +104,7 @@ REPLIES: list[tuple[str, bytes, type[OctonodeError]]] = [
 @pytest.mark.parametrize(("reply", "error"), [row[1:] for row in REPLIES], ids=[row[0] for row in REPLIES])
 async def test_every_bad_answer_is_a_typed_error(reply: bytes, error: type[OctonodeError]) -> None:
     async with _server(_says(reply)) as address:
-        client = GatewayClient(address, QUICK)
+        client = GatewayClient(address)
         with pytest.raises(error) as caught:
             await client.block(LEAF)
         client.close()

@@ -240,10 +240,10 @@ FAULTS: list[tuple[object, type[OctonodeError], str]] = [
 
 @pytest.mark.parametrize(("answer", "kind", "words"), FAULTS, ids=[case[0].__name__ for case in FAULTS])  # type: ignore[attr-defined]
 async def test_faults_have_names(answer: object, kind: type[OctonodeError], words: str) -> None:
-    timeouts = OutsideTimeouts(head_seconds=0.3, stall_seconds=0.3, bytes_per_second_min=10**9)
+    short = OutsideTimeouts(head_seconds=0.3, stall_seconds=0.3, bytes_per_second_min=10**9)
     async with HttpService(answer) as service:  # type: ignore[arg-type]
         with (
-            KuboRPC(service.url, timeouts if answer is not _endless else SHORT) as rpc,
+            KuboRPC(service.url, short if kind is Stalled else OutsideTimeouts()) as rpc,
             pytest.raises(kind, match=words),
         ):
             await rpc.version()

@@ -26,7 +26,7 @@ from tests.ipfs.bitswap_peers import World
 
 MIB = 1024 * 1024
 LIMITS = FetchLimits(
-    retry_seconds=0.05, set_aside_seconds=0.3, read_bitmap_seconds=0.1, give_up_seconds=10.0, settle_seconds=0.1
+    retry_seconds=0.05, set_aside_seconds=0.3, read_bitmap_seconds=0.1, give_up_seconds=30.0, settle_seconds=0.1
 )
 Make = Callable[..., Library]
 Speak = Callable[..., Awaitable[tuple[PeerId, Bitswap]]]

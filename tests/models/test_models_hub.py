@@ -248,7 +248,7 @@ async def test_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None
             await part_of(tmp_path, 1)
             assert process.stdin is not None
             await process.stdin.aclose()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 assert await process.wait() == 0
 
 

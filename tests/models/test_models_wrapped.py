@@ -31,7 +31,7 @@ from tests.models.kept import blocks_of
 MIB, KIB = 1024 * 1024, 1024
 CIDV0 = PROFILES["unixfs-v0-2015"]
 LIMITS = FetchLimits(
-    window_bytes_start=MIB, window_bytes_max=2 * MIB, retry_seconds=0.05, give_up_seconds=3.0, nobody_seconds=1.0
+    window_bytes_start=MIB, window_bytes_max=2 * MIB, retry_seconds=0.05, give_up_seconds=30.0, nobody_seconds=1.0
 )
 Make = Callable[..., Library]
 

@@ -355,7 +355,7 @@ async def test_a_fault_of_the_disk_shows_and_goes(
     monkeypatch.setattr("octonode.node.cache.probe", lambda directory: faults[0])
 
     async def until(wanted: bool) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while bool(world.troubles.get(STORE)) is not wanted:
                 await trio.sleep(0.01)
 
@@ -369,7 +369,7 @@ async def test_a_fault_of_the_disk_shows_and_goes(
         await until(True)
         assert "octonode models gc --free" in world.troubles[STORE]
         monkeypatch.setattr("octonode.node.cache.read_only", lambda directory: True)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while "may not be written" not in world.troubles.get(STORE, ""):
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
@@ -389,7 +389,7 @@ async def test_a_tidy_round_that_fails_is_no_end(
         raise OctonodeError("the disk fails", code="DISK_FAILED")
 
     monkeypatch.setattr(world.cache, "collect", fails)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.cache._tidy)
             while len(calls) < 3:

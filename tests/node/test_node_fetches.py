@@ -78,7 +78,7 @@ class World:
 @asynccontextmanager
 async def running(home: Path, at_once_max: int = 1) -> AsyncIterator[tuple[World, trio.Nursery]]:
     world = World(home, at_once_max)
-    with trio.fail_after(20):
+    with trio.fail_after(60):  # some of the tests sync hundreds of files to the disk
         async with trio.open_nursery() as nursery:
             await nursery.start(world.fetches.run)
             yield world, nursery
@@ -197,7 +197,9 @@ async def test_who_waits_hears_the_fault_and_the_background_tries_again(tmp_path
         world.attempts.end(A, Unreachable("nobody"))
         world.attempts.end(B, Unreachable("nobody has it"))
         await trio.testing.wait_all_tasks_blocked()
-        assert world.states() == {B: "failed"}
+        failed = [each["root"] for each in world.told if each["state"] == "failed"]  # it may be tried again by now
+        assert failed == [B.text]
+        assert set(world.states()) == {B}
         assert world.fetches.all()[0].reason == "nobody has it"
         while B not in world.attempts.running:  # later than its state, which says so before the task has its turn
             await trio.sleep(0.01)

@@ -381,7 +381,7 @@ def test_an_engine_that_dies_at_load_for_the_third_time(
     file = shim(broken_python, "import os\nos.abort()\n")
     for worker in workers_of(c) - before:
         psutil.Process(worker).kill()
-    fleet.until(lambda: loaded(c, reference)["state"] == "quarantined")
+    fleet.until(lambda: loaded(c, reference).get("state") == "quarantined")
     shown = loaded(c, reference)
     assert "SIGABRT" in shown["reason"]
     assert f"octonode models serve cid:{shown['root']}" in shown["reason"]

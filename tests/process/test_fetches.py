@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from octonode.api.schema.fetches import FetchFacts, fetches
 from octonode.client import Client
 from octonode.testing.daemon import Daemon
 from octonode.testing.testnet import write_scripted_model
@@ -45,27 +46,34 @@ def _fetches(node: Daemon) -> list[dict[str, Any]]:
     return found
 
 
+def _until_done(fleet: Fleet, node: Daemon, at_least: int) -> FetchFacts:
+    """The only fetch, once it is so far. Asked from here: a start of the command line may take as long as the fetch."""
+    with Client.from_home(node.home) as client:
+        (row,) = fleet.until(lambda: [each for each in client.do(fetches) if each.done_bytes > at_least])
+    return row
+
+
 def _state(node: Daemon, reference: str) -> dict[str, Any]:
     return works(node.home, "models", "show", reference)  # type: ignore[no-any-return]
 
 
 def test_pause_resume_and_cancel(fleet: Fleet, slow: Daemon, taker: Daemon, tmp_path: Path) -> None:
-    path = write_scripted_model(tmp_path / "m", size_bytes=48 * MIB, seed=1)
+    path = write_scripted_model(tmp_path / "m", size_bytes=160 * MIB, seed=1)  # 40 seconds
     reference = _publish(slow, path, "paused")
     told = works(taker.home, "models", "fetch", reference, "--background", "--priority", "3")
     assert "background" in told["note"]
-    (row,) = fleet.until(lambda: [each for each in _fetches(taker) if each["done_bytes"] > 4 * MIB])
-    assert (row["state"], row["priority"], row["background"]) == ("running", 3, True)
-    assert row["reference"].startswith(reference)
-    assert sum(row["bytes_by_source"].values()) == row["done_bytes"]
+    row = _until_done(fleet, taker, 4 * MIB)
+    assert (row.state, row.priority, row.background) == ("running", 3, True)
+    assert row.reference.startswith(reference)
+    assert sum(row.bytes_by_source.values()) == row.done_bytes
 
     assert works(taker.home, "models", "pause", reference)["state"] == "paused"
     fleet.until(lambda: [each["bytes_per_second"] for each in _fetches(taker)] == [0.0])
     (one,), (two,) = _fetches(taker), _fetches(taker)
     assert one["done_bytes"] == two["done_bytes"]
     assert works(taker.home, "models", "prioritize", reference, "7")["priority"] == 7
-    assert works(taker.home, "models", "resume", row["root"])["state"] in ("queued", "running")
-    fleet.until(lambda: _fetches(taker)[0]["done_bytes"] > two["done_bytes"])
+    assert works(taker.home, "models", "resume", row.root)["state"] in ("queued", "running")
+    _until_done(fleet, taker, two["done_bytes"])
     text = octonode(taker.home, "models", "fetches").out
     assert "running" in text
     assert "MB of" in text
@@ -75,15 +83,15 @@ def test_pause_resume_and_cancel(fleet: Fleet, slow: Daemon, taker: Daemon, tmp_
     kept = fleet.until(lambda: _state(taker, reference)["have_bytes"])
     assert 0 < kept < path.stat().st_size
     fails(taker.home, "models", "pause", reference, code="MODEL_NOT_FOUND", exit_code=4)
-    works(taker.home, "models", "fetch", reference)
+    works(taker.home, "models", "fetch", reference, "--from", f"file:{path}")
     assert _state(taker, reference)["complete"]
 
 
 def test_one_in_the_background_goes_on_after_kill_9(fleet: Fleet, slow: Daemon, taker: Daemon, tmp_path: Path) -> None:
-    path = write_scripted_model(tmp_path / "m", size_bytes=24 * MIB, seed=2)
+    path = write_scripted_model(tmp_path / "m", size_bytes=48 * MIB, seed=2)
     reference = _publish(slow, path, "goes-on")
     works(taker.home, "models", "fetch", reference, "--background")
-    fleet.until(lambda: [each for each in _fetches(taker) if each["done_bytes"] > 8 * MIB])
+    _until_done(fleet, taker, 8 * MIB)
     fleet.kill(taker)
     fleet.again(taker)
     fleet.until(lambda: _state(taker, reference)["complete"])

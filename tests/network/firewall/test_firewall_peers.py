@@ -70,8 +70,7 @@ async def test_a_peer_killed_in_mid_stream_shows_as_a_reset(new_host: Any, peer_
 async def test_a_silent_peer_is_given_up_and_found_again(
     new_host: Any, peer_process: Any, echoes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    negotiate_within(1.0, monkeypatch)
-    host = await new_host(dial_timeout_seconds=1.0)
+    host = await new_host(dial_timeout_seconds=3.0)
     other = await new_host()
     with trio.fail_after(2 * GENEROUS_SECONDS):
         async with peer_process() as peer:
@@ -79,8 +78,10 @@ async def test_a_silent_peer_is_given_up_and_found_again(
             await host.connect(other.addresses[0])
             assert await echoes(host, peer)
             peer.signal(signal.SIGSTOP)
-            with pytest.raises(Unreachable):
-                await open_and_ask(host, peer)
+            with monkeypatch.context() as patched:
+                negotiate_within(1.0, patched)
+                with pytest.raises(Unreachable):
+                    await open_and_ask(host, peer)
             assert await echoes(host, other)
             peer.signal(signal.SIGCONT)
             assert await echoes(host, peer)
@@ -89,7 +90,7 @@ async def test_a_silent_peer_is_given_up_and_found_again(
 @pytest.mark.process
 async def test_a_peer_that_answers_no_ping_is_dropped(new_host: Any, peer_process: Any, until: Any) -> None:
     host = await new_host()
-    host.links.pulse_seconds, host.links.pulse_timeout_seconds = 0.2, 0.5
+    host.links.pulse_seconds, host.links.pulse_timeout_seconds = 0.2, 20.0
     with trio.fail_after(2 * GENEROUS_SECONDS):
         async with peer_process() as peer:
             await host.connect(peer.address)
@@ -97,6 +98,7 @@ async def test_a_peer_that_answers_no_ping_is_dropped(new_host: Any, peer_proces
             await trio.sleep(1.5)
             assert host.connected == {peer.peer_id}
             peer.signal(signal.SIGSTOP)
+            host.links.pulse_timeout_seconds = 0.5  # from here on no answer is late: none comes
             with pytest.raises(StreamReset):
                 await stream.receive()
             await until(lambda: not host.connected)
@@ -121,7 +123,7 @@ async def test_a_wedged_connection_is_retired_and_dialled_anew(
     new_host: Any, echoes: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the far library's accept loop has died: old streams live, new ones are never answered."""
-    negotiate_within(0.5, monkeypatch)
+    negotiate_within(3.0, monkeypatch)  # for the wedged streams, and enough for good ones on a busy machine
     a, b = await new_host(), await new_host()
     with trio.fail_after(GENEROUS_SECONDS):
         await a.connect(b.addresses[0])

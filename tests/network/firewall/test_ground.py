@@ -134,11 +134,11 @@ async def test_a_protocol_that_a_peer_speaks_no_more_is_asked_for_again(new_host
 async def test_a_stream_that_chooses_nothing_is_reset_in_time(
     new_host: Any, echoes: Any, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "NEGOTIATION_SECONDS", 0.3)
     rude, b = await new_host(), await new_host()
     with trio.fail_after(GENEROUS_SECONDS):
         await rude.connect(b.addresses[0])
         assert await echoes(rude, b)
+        monkeypatch.setattr(own, "NEGOTIATION_SECONDS", 0.3)
         silent = [await muxed(rude, b).open_stream() for _ in range(5)]
         for stream in silent:
             await stream.write(b"\x13/multi")
@@ -146,6 +146,7 @@ async def test_a_stream_that_chooses_nothing_is_reset_in_time(
             with pytest.raises(own.MuxedStreamError):
                 await stream.read(1)
         await until(lambda: not muxed(b, rude).session.streams)
+        monkeypatch.undo()
         assert await echoes(rude, b)
 
 

@@ -103,10 +103,10 @@ async def test_24_hosts(nursery: trio.Nursery) -> None:
 
         clock.now_seconds += 119
         await until_taken(first)
-        assert set(await nodes[22][1].find_providers(KEY)) == both  # a record is a hint until it ends
+        await until_found(nodes[22][1], both)  # a record is a hint until it ends
         clock.now_seconds += 2
         for index in (0, 7, 15, 20, 22):
-            assert set(await nodes[index][1].find_providers(KEY)) == {first_host.peer_id}
+            await until_found(nodes[index][1], {first_host.peer_id})
 
 
 async def test_a_stock_peer_is_never_admitted(nursery: trio.Nursery) -> None:
@@ -180,16 +180,15 @@ async def keeper_has(keeper: Kademlia, asker: Kademlia) -> bool:
 
 async def test_a_provider_that_nobody_reaches_is_not_passed_on_by_hearsay(nursery: trio.Nursery) -> None:
     """The library stamps records anew when it hears of them, so that they never end."""
+    clock = Clock()
     with trio.fail_after(GENEROUS_SECONDS):
-        (a_host, a), (_, b), (_, c) = await grow(nursery, 3, announcement_ttl_seconds=3.0)
+        (a_host, a), (_, b), (_, c) = await grow(nursery, 3, now=clock, announcement_ttl_seconds=120.0)
         await until_taken(a)
         for table in (b, c):
             await until_found(table, {a_host.peer_id})
-        for _ in range(60):
+        for _ in range(13):
+            clock.now_seconds += 10
             found = await b.find_providers(KEY), await c.find_providers(KEY)
-            if found == ((), ()):
-                break
-            await trio.sleep(0.1)
         assert found == ((), ())
 
 
@@ -202,7 +201,7 @@ async def open_requests(host: Libp2pHost, peer: Any, count: int, held: list[Any]
 async def test_a_silent_request_does_not_hold_a_place_for_ever(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kad_host, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(kad_host, "REQUEST_SECONDS", 5.0)  # all of them are opened in that time on a busy machine too
     with trio.fail_after(GENEROUS_SECONDS):
         (rude, _), (victim, table) = await grow(nursery, 2)
         (peer,) = rude.library.get_connected_peers()

@@ -79,7 +79,7 @@ async def test_half_close_both_ways(pair: Pair, opener: str) -> None:
 async def test_an_answer_and_its_end_in_one_go(window_bytes_max: int) -> None:
     """The first that we say on a stream carries its ACK, beside which the library reads no FIN."""
     limits = Limits(window_bytes_max=window_bytes_max)
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with against_the_library(we_dial=False, limits=limits) as (ours, library):
             for answer in (b"yes", b""):
                 theirs = await library.open_stream()

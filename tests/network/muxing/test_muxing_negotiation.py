@@ -263,7 +263,7 @@ async def choose(pipe: MemoryPipe, chooser: Selection) -> str:
 async def test_we_propose_to_the_library(step: int) -> None:
     ours, theirs = pipes(step)
     library: Any = Multiselect({TProtocol("/test/echo"): None})
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(library.negotiate, MultiselectCommunicator(theirs))  # type: ignore[arg-type]
             assert await propose(ours, ["/a", "/test/echo"]) == "/test/echo"
@@ -274,7 +274,7 @@ async def test_we_propose_to_the_library(step: int) -> None:
 async def test_the_library_takes_none_of_ours() -> None:
     ours, theirs = pipes(10_000)
     library: Any = Multiselect({TProtocol("/test/echo"): None})
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(library.negotiate, MultiselectCommunicator(theirs))  # type: ignore[arg-type]
             with pytest.raises(NotSupported):
@@ -291,7 +291,7 @@ async def test_the_library_proposes_to_us(step: int) -> None:
     async def library() -> None:
         chosen.append(await MultiselectClient().select_one_of(wanted, MultiselectCommunicator(theirs)))  # type: ignore[arg-type]
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(library)
             assert await choose(ours, selection()) == "/test/other"
@@ -300,7 +300,7 @@ async def test_the_library_proposes_to_us(step: int) -> None:
 
 async def test_the_library_hears_that_we_take_none() -> None:
     ours, theirs = pipes(10_000)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(choose, ours, selection())
             with pytest.raises(MultiselectClientError):
@@ -310,7 +310,7 @@ async def test_the_library_hears_that_we_take_none() -> None:
 
 async def test_the_library_lists_what_we_speak() -> None:
     ours, theirs = pipes(10_000)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(choose, ours, selection())
             listed = await MultiselectClient().query_multistream_command(MultiselectCommunicator(theirs), "ls")  # type: ignore[arg-type]
