@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Route
 
 from octonode.api.body import BodyLimits
 from octonode.api.ports import Ports
+from octonode.api.query import whole_number
 from octonode.api.schema import bad_request, to_json
 from octonode.api.schema.fitting import CONTEXT_TOKENS_MAX, STREAMS_MAX
 
@@ -33,8 +34,4 @@ def routes(ports: Ports, limits: BodyLimits) -> list[BaseRoute]:
 
 def _number(request: Request, name: str, default: int, most: int) -> int:
     text = request.query_params.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:12]) <= most:
-        raise bad_request(f"{name} must be a whole number from 1 to {most}", name)
-    return int(text[:12])
+    return whole_number(text, name, most) if text else default

@@ -20,6 +20,7 @@ from octonode.api.auth import Access
 from octonode.api.body import BodyLimits, privacy_header, read_json
 from octonode.api.jobs import Job as Progressing
 from octonode.api.ports import Jobs, Ports, Report
+from octonode.api.query import whole_number
 from octonode.api.schema import AnswerFacts, ModelFacts, ModelProgress, bad_request, parse, privacy_level, to_json
 from octonode.api.schema.fields import Terms
 from octonode.api.schema.inference import Failure, Infer, InferenceFacts, decoded
@@ -136,7 +137,7 @@ class _Looking:
 
     async def list(self, request: Request) -> Response:
         access: Access = request.scope["octonode.access"]
-        limit = _limit(request.query_params.get("limit", str(LIST_DEFAULT)))
+        limit = whole_number(request.query_params.get("limit", str(LIST_DEFAULT)), "limit", LIST_MAX)
         mine = islice((job for job in self._jobs.all() if may_see(access, job)), limit)
         seen = [job_facts(job, place=self._jobs.place(job.id)) for job in mine]
         return JSONResponse({"jobs": to_json(seen)})
@@ -237,12 +238,6 @@ def _answer_facts(job: Job, facts: Mapping[str, Any]) -> AnswerFacts:
             manifest = ""  # `verified` is false then, and `reason` says why
     given = {**facts, "task": facts["task"].hex()}
     return AnswerFacts(model_root=job.model_root, manifest=manifest, **given)
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= LIST_MAX:
-        raise bad_request(f"limit must be a whole number from 1 to {LIST_MAX}", "limit")
-    return int(text)
 
 
 def _wait_seconds(text: str) -> float:

@@ -20,6 +20,7 @@ from octonode.api.answering import ask_on
 from octonode.api.body import BodyLimits, read_json
 from octonode.api.jobs import PING_LINE, Job
 from octonode.api.ports import Ports
+from octonode.api.query import whole_number
 from octonode.api.schema import (
     PING,
     AddModel,
@@ -118,10 +119,8 @@ class _Verbs:
         return JSONResponse({"publishers": to_json(found)})
 
     async def tasks(self, request: Request) -> Response:
-        text = request.query_params.get("limit", "100")
-        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= TASKS_MAX:
-            raise bad_request(f"limit must be a whole number from 1 to {TASKS_MAX}", "limit")
-        records = await self._ports.records.tasks(limit=int(text))
+        limit = whole_number(request.query_params.get("limit", "100"), "limit", TASKS_MAX)
+        records = await self._ports.records.tasks(limit=limit)
         return JSONResponse({"tasks": [to_json(task_facts(each)) for each in records]})
 
     async def receipt(self, request: Request) -> Response:

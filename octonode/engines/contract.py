@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from octonode.protocol.work.skills import CHAT, WorkRequest, WorkResult
 
@@ -114,6 +114,14 @@ class TokenLogprob:
     logprob: float
     """Natural logarithm."""
     top: tuple[tuple[str, float], ...] = ()
+
+
+LOGPROB_LEAST: Final = -9999.0
+
+
+def told_logprob(logprob: float) -> float:
+    """As OpenAI tells it: that of a token that cannot be is minus infinity, which no JSON holds."""
+    return max(LOGPROB_LEAST, logprob)
 
 
 @dataclass(frozen=True, slots=True)

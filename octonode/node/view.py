@@ -116,9 +116,6 @@ class View:
         """For models that peers pin here; None where nobody may."""
         return self.storage.room(self.hardware.disk_free_bytes if self.hardware else 0) if self.storage else None
 
-    def _loaded(self) -> Sequence[Serving]:
-        return [each for each in self._serving() if not each.loads_in_ms]
-
     def _serving(self) -> Sequence[Serving]:
         """The models that take tasks here: those that are loaded, and those that were and come back when asked."""
         found = []
@@ -154,6 +151,7 @@ class View:
 
     async def facts(self) -> NodeFacts:
         now_ms = wall_clock_ms()
+        loaded = [each for each in self._serving() if not each.loads_in_ms]
         return NodeFacts(
             peer_id=self._host.peer_id,
             version=VERSION,
@@ -174,8 +172,8 @@ class View:
             muxer=self._host.muxer,
             peers_connected=len(self._host.connected),
             peers_known=len(self._peerbook.peers(now_ms)),
-            serving=tuple(each.name or f"cid:{each.root}" for each in self._loaded()),
-            unsigned=tuple(f"cid:{each.root}" for each in self._loaded() if not each.manifest),
+            serving=tuple(each.name or f"cid:{each.root}" for each in loaded),
+            unsigned=tuple(f"cid:{each.root}" for each in loaded if not each.manifest),
             tasks=TaskCounts(self._slots.running, self._slots.waiting, self._log.completed, self._log.failed),
             degraded=tuple(self.degraded()),
             gpus=tuple(_gpu(each) for each in self.gpus),

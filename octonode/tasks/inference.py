@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final
 
+from octonode.engines.contract import told_logprob
 from octonode.errors import OctonodeError
 from octonode.ids import PeerId
 from octonode.protocol.messages import Mode, Privacy
@@ -18,7 +19,6 @@ from octonode.tasks.job import Job, JobResult, JobWork
 
 CHAT_INPUTS: Final = frozenset({"messages", "prompt", "schema"})
 CHAT_PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"})
-LOGPROB_LEAST: Final = -9999.0
 JOB_DEADLINE_SECONDS: Final = 3600.0
 """Of one attempt; a provider takes no task for longer."""
 
@@ -77,15 +77,10 @@ def chat_result(text: str, answered: Answered) -> dict[str, Any]:
     }
     if answered.logprobs:
         result["logprobs"] = [
-            [token.text, _finite(token.logprob), [[text, _finite(value)] for text, value in token.top]]
+            [token.text, told_logprob(token.logprob), [[text, told_logprob(value)] for text, value in token.top]]
             for token in answered.logprobs
         ]
     return result
-
-
-def _finite(logprob: float) -> float:
-    """Of a token that cannot be, as OpenAI's face has it: no JSON holds an infinity."""
-    return max(LOGPROB_LEAST, logprob)
 
 
 class Performer:

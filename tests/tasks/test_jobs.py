@@ -75,6 +75,22 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
+async def submit_together(jobs: Jobs, count: int) -> list[str]:
+    """The codes of those that were refused."""
+    refused = []
+
+    async def submit() -> None:
+        try:
+            await jobs.submit(REQUEST)
+        except OctonodeError as error:
+            refused.append(error.code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(submit)
+    return refused
+
+
 @asynccontextmanager
 async def table(home: Path) -> AsyncIterator[JobTable]:
     state = State(home / "state.sqlite", receipts_max=10)
@@ -180,18 +196,8 @@ async def test_bounds_refuse_with_a_way_out(autojump_clock: Clock) -> None:
 
 
 async def test_many_at_once_keep_to_the_bounds_together(tmp_path: Path) -> None:
-    refused = []
     async with table(tmp_path) as store, running(Worker(), store, JobsConfig(queued_max=3)) as jobs:
-
-        async def submit() -> None:
-            try:
-                await jobs.submit(REQUEST)
-            except OctonodeError as error:
-                refused.append(error.code)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(submit)
+        refused = await submit_together(jobs, 10)
         assert len(jobs.all()) == 3
     assert refused == ["OVERLOADED"] * 7
 

@@ -17,7 +17,7 @@ from octonode.node.job_table import INLINE_BYTES_MAX
 from octonode.state import State
 from octonode.tasks.job import Job, JobResult, JobWork
 from octonode.testing.faces_jobs import MemoryJobStore
-from tests.tasks.test_jobs import REQUEST, Worker, running, table
+from tests.tasks.test_jobs import REQUEST, Worker, running, submit_together, table
 
 
 async def test_an_end_that_the_disk_has_no_room_for_is_kept_as_the_failure_that_was_told(autojump_clock: Clock) -> None:
@@ -40,23 +40,13 @@ async def test_many_at_once_keep_to_the_bounds_where_old_ones_have_to_go_first(a
             await trio.sleep(0.1)
             await super().drop(*jobs)
 
-    store, codes = SlowStore(), []
+    store = SlowStore()
     worker = Worker()
     async with running(worker, store, JobsConfig(queued_max=2, kept_max=3, parallel=1)) as jobs:
         for _ in range(3):
             await jobs.wait((await jobs.submit(REQUEST)).id, 100)
         worker.hold = trio.Event()
-
-        async def submit() -> None:
-            try:
-                await jobs.submit(REQUEST)
-            except OctonodeError as error:
-                codes.append(error.code)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(3):
-                nursery.start_soon(submit)
-        assert codes == ["OVERLOADED"]
+        assert await submit_together(jobs, 3) == ["OVERLOADED"]
         assert (jobs.open, len(jobs.all()), len(store.jobs)) == (2, 3, 3)
 
 

@@ -15,7 +15,7 @@ from octonode.api.schema.facts import CandidateFacts, ModelFacts
 from octonode.api.schema.failures import error_body
 from octonode.api.schema.plain import to_json
 from octonode.api.schema.tools import Call
-from octonode.engines.contract import TokenLogprob
+from octonode.engines.contract import TokenLogprob, told_logprob
 from octonode.errors import OctonodeError
 
 DONE = b"data: [DONE]\n\n"
@@ -147,12 +147,8 @@ def logprobs_object(tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
     return {"content": content, "refusal": None}
 
 
-LOGPROB_LEAST = -9999.0
-"""What OpenAI says of a token that cannot be: an engine's minus infinity is no JSON."""
-
-
 def _logprob(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": max(LOGPROB_LEAST, logprob), "bytes": list(token.encode("utf-8", "replace"))}
+    return {"token": token, "logprob": told_logprob(logprob), "bytes": list(token.encode("utf-8", "replace"))}
 
 
 def usage(tokens_in: int, tokens_out: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
-from octonode.api.schema.answers import LOGPROB_LEAST, AnswerFacts, sse_event, usage
+from octonode.api.schema.answers import AnswerFacts, sse_event, usage
 from octonode.api.schema.failures import bad_request
 from octonode.api.schema.fields import (
     SEED_MAX,
@@ -28,7 +28,7 @@ from octonode.api.schema.fields import (
 )
 from octonode.api.schema.plain import to_json
 from octonode.api.schema.shape import text
-from octonode.engines.contract import TokenLogprob
+from octonode.engines.contract import TokenLogprob, told_logprob
 
 PROMPT_CHARACTERS_MAX: Final = 1 << 22
 LOGPROBS_MAX: Final = 5
@@ -135,10 +135,10 @@ class CompletionChunks:
         if not self._request.logprobs or not tokens:
             return None
         ends = list(accumulate(len(token.text) for token in tokens))
-        tops = [{name: max(LOGPROB_LEAST, value) for name, value in token.top} for token in tokens]
+        tops = [{name: told_logprob(value) for name, value in token.top} for token in tokens]
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [max(LOGPROB_LEAST, token.logprob) for token in tokens],
+            "token_logprobs": [told_logprob(token.logprob) for token in tokens],
             "top_logprobs": tops if self._request.logprobs > 0 else None,
             "text_offset": [0, *ends[:-1]],
         }

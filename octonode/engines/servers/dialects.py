@@ -34,7 +34,9 @@ class Dialect:
     """It keeps prompt caches apart by `cache_salt`."""
     always: Mapping[str, Any] = field(default_factory=dict)
     bare_prompts_keep_schemas: bool = True
-    """It constrains `/v1/completions` by `response_format` too."""
+    """It constrains `/v1/completions` too."""
+    takes_grammars: bool = False
+    """It is constrained by a grammar of ours: its own way from a schema passes over what it cannot enforce."""
     logprobs_min: int = 0
     """The least that it takes for the chosen token alone."""
 
@@ -50,7 +52,7 @@ LLAMA: Final = Dialect(
     "llamacpp",
     continues={},
     always={"cache_prompt": False, "return_progress": True, "top_k": 40, "min_p": 0.05},
-    bare_prompts_keep_schemas=False,
+    takes_grammars=True,
     logprobs_min=1,
 )
 TENSORRT_LLM: Final = Dialect("tensorrt_llm", usage_in_each_event=True, logprobs_min=1)
@@ -90,6 +92,10 @@ def body_of(request: GenerateRequest, model: str, context_tokens: int, dialect: 
         _add_prompt(body, request, dialect)
     else:
         _add_messages(body, request, dialect)
+    if request.schema and dialect.takes_grammars:
+        body["grammar"] = grammar_for(request.schema)
+    elif request.schema:
+        body["response_format"] = _response_format(request.schema)
     return body
 
 
@@ -97,13 +103,7 @@ def _add_prompt(body: dict[str, Any], request: GenerateRequest, dialect: Dialect
     body["prompt"] = request.prompt
     if request.logprobs:
         body["logprobs"] = max(dialect.logprobs_min, request.logprobs, 0)
-    if not request.schema:
-        return
-    if dialect.bare_prompts_keep_schemas:
-        body["response_format"] = _response_format(request.schema)
-    elif dialect is LLAMA:  # its own way from a schema passes over what it cannot enforce
-        body["grammar"] = grammar_for(request.schema)
-    else:
+    if request.schema and not dialect.bare_prompts_keep_schemas:
         raise OctonodeError(f"a server of kind {dialect.name} takes no schema for a bare prompt", code="UNSUPPORTED")
 
 
@@ -117,10 +117,6 @@ def _add_messages(body: dict[str, Any], request: GenerateRequest, dialect: Diale
     if request.logprobs:
         body["logprobs"] = True
         body["top_logprobs"] = max(dialect.logprobs_min, request.logprobs, 0)
-    if request.schema and dialect is LLAMA:
-        body["grammar"] = grammar_for(request.schema)
-    elif request.schema:
-        body["response_format"] = _response_format(request.schema)
 
 
 def _response_format(text: str) -> dict[str, Any]:
